@@ -1,0 +1,307 @@
+"Scoring: cases worked out by hand, COCO's code as the oracle, the readable loop against the fast version"
+import contextlib, io
+import numpy as np, pytest, torch
+from hypothesis import given, settings, strategies as st
+from torchvision import tv_tensors
+from objdet.score import MeanAP, _loop_hits, _pairs, _read, _by_group, average_precision, mean_ap, recall_at
+
+pycocotools = pytest.importorskip('pycocotools')
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+none = dict(boxes=torch.zeros(0, 4), scores=torch.zeros(0), labels=torch.zeros(0, dtype=torch.int64))
+
+def box(x, y=0, w=10, h=10): return [x, y, x + w, y + h]
+
+def preds(*rows):
+    "(box, score) or (box, score, label) each"
+    return dict(boxes=[r[0] for r in rows], scores=[r[1] for r in rows],
+                labels=[r[2] if len(r) > 2 else 0 for r in rows])
+
+def truth(*boxes, labels=None, difficult=None):
+    t = dict(boxes=list(boxes), labels=[0] * len(boxes) if labels is None else labels)
+    return t if difficult is None else dict(t, difficult=difficult)
+
+# By hand
+
+def test_ten_detections_of_five_objects():
+    "Hits at ranks 1, 2, 4, 7; the fifth object is never found (fractions in the notebook)"
+    found = [box(0), box(20), box(500), box(40), box(520), box(540), box(60), box(560), box(580), box(600)]
+    p, t = [preds(*[(b, 1 - i / 10) for i, b in enumerate(found)])], [truth(*[box(x) for x in (0, 20, 40, 60, 80)])]
+    assert mean_ap(p, t).map == pytest.approx(107/154)
+    assert mean_ap(p, t, method='area').map == pytest.approx(93/140)
+    assert mean_ap(p, t, method='101point').map == pytest.approx(472/707)
+    cut = {k: v[:3] for k, v in p[0].items()}
+    assert mean_ap([cut], t).map == pytest.approx(5/11), 'a cut curve counts 0 beyond its end'
+
+@pytest.mark.parametrize('n', [1, 2, 3, 5, 7, 10, 20, 30, 60, 100])
+def test_eleven_points_are_reached_exactly(n):
+    "k hits of n objects, no miss: recall k/n reaches the points up to it, whatever 0.1 * 3 is on this machine"
+    for k in range(n + 1):
+        recall = np.arange(1, k + 1) / n
+        assert average_precision(recall, np.ones(k)) == pytest.approx((10 * k // n + 1) / 11 if k else 0)
+
+def test_difficult_objects_are_neither_hit_nor_miss():
+    "Pitfall 11. Four detections, the first on a difficult object, the last a duplicate there"
+    t = truth(box(0), box(20), box(40), difficult=[True, False, False])
+    p = preds((box(0), .9), (box(20), .8), (box(500), .7), (box(1), .6))
+    r = mean_ap([p], [t], method='area')
+    assert r.map == pytest.approx(1/2) and r.n_positives.tolist() == [2] and r.n_dets.tolist() == [4]
+    np.testing.assert_allclose(r.recall[0], [1/2, 1/2])
+    np.testing.assert_allclose(r.precision[0], [1, 1/2])
+    np.testing.assert_allclose(r.scores[0], [.8, .7])
+    assert mean_ap([p], [t]).map == pytest.approx(6/11)
+    easy = truth(*t['boxes'])
+    assert mean_ap([p], [easy], method='area').map == pytest.approx(2/3), 'three to find, two found first'
+    only = mean_ap([p], [truth(box(0), difficult=[True])])
+    assert np.isnan(only.map) and np.isnan(only.ap).all(), 'a class with difficult objects only has nothing to find'
+
+def test_a_difficult_object_that_overlaps_most_strikes_the_detection():
+    "VOC: the nearest object decides, even if another would do. COCO: an object to find comes first"
+    t, p = truth(box(0), box(2), difficult=[True, False]), preds((box(0), .9))
+    assert mean_ap([p], [t]).map == 0
+    assert len(mean_ap([p], [t]).scores[0]) == 0
+    assert mean_ap([p], [t], method='101point').map == 1
+
+def test_methods_are_not_mixed():
+    "Pitfall 11: one curve, three numbers"
+    p, t = preds((box(0), .9), (box(500), .8)), truth(box(0), box(20), box(40))
+    maps = [mean_ap([p], [t], method=m).map for m in ('11point', 'area', '101point')]
+    assert maps == pytest.approx([4/11, 1/3, 34/101])
+
+def test_duplicates_are_misses():
+    p, t = preds((box(0), .9), (box(1), .8), (box(20), .7)), truth(box(0), box(20))
+    assert mean_ap([p], [t], method='area').map == pytest.approx((1 + 2/3) / 2)
+
+def test_voc_and_coco_match_differently():
+    t, p = truth(box(0), box(3)), preds((box(0), .9), (box(1), .8))
+    assert mean_ap([p], [t], method='area').map == 1/2
+    assert mean_ap([p], [t], method='101point').map == 1
+
+def test_of_two_objects_equally_near_the_first_is_taken():
+    "As the VOC kit does: here a difficult object and one to find have the same box"
+    p = preds((box(0), .9))
+    assert mean_ap([p], [truth(box(0), box(0), difficult=[False, True])]).map == 1
+    assert mean_ap([p], [truth(box(0), box(0), difficult=[True, False])]).map == 0
+    assert _loop_hits([p], [truth(box(0), box(0), difficult=[True, False])], 0) == ([], 1)
+
+def test_an_overlap_of_exactly_the_threshold_is_a_hit():
+    p, t = preds((box(0, h=5), .9)), truth(box(0))
+    for m in '11point', 'area', '101point':
+        assert mean_ap([p], [t], iou=0.5, method=m).map == 1 and mean_ap([p], [t], iou=0.51, method=m).map == 0
+    assert mean_ap([preds((box(0), 1.))], [t], iou=1).map == 1
+
+def test_ties_keep_the_given_order():
+    hit, miss, t = (box(0), .5), (box(500), .5), truth(box(0))
+    assert mean_ap([preds(hit, miss)], [t], method='area').map == 1
+    assert mean_ap([preds(miss, hit)], [t], method='area').map == 1/2
+    assert mean_ap([preds(miss), preds(hit)], [truth(), t], method='area').map == 1/2
+
+def test_ranking_is_over_all_pictures_and_boxes_meet_in_their_own_only():
+    p, t = [preds((box(0), .3)), preds((box(0), .9))], [truth(box(0)), truth(box(50))]
+    assert mean_ap(p, t, method='area').map == pytest.approx(1/2 * 1/2)
+
+def test_classes_do_not_meet():
+    "A box of the wrong class is a miss of its own class and no find of the other"
+    r = mean_ap([preds((box(0), .9, 1), (box(20), .8, 1))], [truth(box(0), box(20), labels=[0, 1])], method='area')
+    assert r.ap.tolist() == [0, 1/2]
+
+def test_classes_without_objects_are_left_out_of_the_mean():
+    r = mean_ap([preds((box(0), .9, 0), (box(0), .8, 2))], [truth(box(0))], n_classes=4)
+    assert r.map == 1 and np.isnan(r.ap).tolist() == [False, True, True, True]
+    assert r.n_dets.tolist() == [1, 0, 1, 0] and len(r.recall) == len(r.precision) == len(r.scores) == 4
+
+def test_nothing_there():
+    "Pitfalls 2 and 4, for scoring"
+    t = truth(box(0))
+    for m in '11point', 'area', '101point':
+        assert mean_ap([none], [t], method=m).map == 0
+        assert np.isnan(mean_ap([preds((box(0), .9))], [none], method=m).map)
+        assert np.isnan(mean_ap([none], [none], method=m, n_classes=3).ap).all()
+        assert mean_ap([none], [none], method=m).ap.shape == (0,)
+        assert mean_ap([none, preds((box(0), .9))], [none, t], method=m).map == 1
+    assert mean_ap([dict(boxes=[], scores=[], labels=[])], [t]).map == 0
+    assert recall_at([none], [t]) == 0 and np.isnan(recall_at([none], [none]))
+    str(mean_ap([none], [none])), mean_ap([none], [none]).table()
+
+def test_objects_without_area_and_turned_detections_are_never_found():
+    assert mean_ap([preds((box(0, w=0), .9))], [truth(box(0, w=0))]).map == 0
+    assert mean_ap([preds(([10, 10, 0, 0], .9))], [truth(box(0))]).map == 0
+
+def test_recall_at():
+    t = [truth(box(0), box(20), box(40), difficult=[False, False, True]), truth(box(0), labels=[1])]
+    p = [preds((box(1), .01), (box(2), .9), (box(40), .9)), preds((box(0), .9, 0))]
+    assert recall_at(p, t) == pytest.approx(1/3) and recall_at(p, t, iou=0.95) == 0
+    assert recall_at([preds((box(1), .9))], [truth(box(0), box(2))]) == 1, 'one detection may find two objects'
+
+def test_max_dets_keeps_the_best_of_each_class_and_picture():
+    p, t = [preds((box(0), .1), (box(500), .9), (box(20), .2, 1))], [truth(box(0), box(20), labels=[0, 1])]
+    assert mean_ap(p, t).ap.tolist() == pytest.approx([1/2, 1])
+    assert mean_ap(p, t, max_dets=1).ap.tolist() == pytest.approx([0, 1])
+    assert mean_ap(p * 2, t * 2, max_dets=1).n_dets.tolist() == [2, 2]
+
+def test_what_it_takes():
+    "Lists, arrays, tensors of any float type, tv_tensors, tensors that want a gradient: one result"
+    p, t = preds((box(0), .5), (box(500), .25)), truth(box(0), box(20))
+    as_type = lambda d, f: {k: f(v) for k, v in d.items()}
+    tensors = as_type(p, torch.tensor)
+    short = dict(tensors, boxes=tensors['boxes'].bfloat16(), scores=tensors['scores'].half().requires_grad_())
+    boxes = tv_tensors.BoundingBoxes(t['boxes'], format='XYXY', canvas_size=(50, 600))
+    forms = [(p, t), (as_type(p, np.array), as_type(t, np.array)), (tensors, as_type(t, torch.tensor)), (short, t),
+             (p, dict(t, boxes=boxes, difficult=None))]
+    assert [mean_ap([p], [t], method='area').map for p, t in forms] == [1/2] * len(forms)
+
+def test_input_is_left_alone():
+    p, t = {k: torch.tensor(v) for k, v in preds((box(0), .5), (box(9), .8)).items()}, truth(box(0))
+    before = {k: v.clone() for k, v in p.items()}
+    mean_ap([p], [t]), recall_at([p], [t])
+    assert all(torch.equal(p[k], before[k]) for k in p) and set(t) == {'boxes', 'labels'}
+
+def test_result_reads_well():
+    r = mean_ap([preds((box(0), .9), (box(0), .8, 1))], [truth(box(0), box(20))], n_classes=2)
+    assert isinstance(r, MeanAP)
+    assert str(r) == 'mAP 0.5455 (11point at IoU 0.5; 1 of 2 classes, 2 objects, 2 detections)'
+    lines = r.table(['cat', 'armadillo']).splitlines()
+    assert len(lines) == 4 and len({len(l) for l in lines}) == 1, 'columns do not line up'
+    assert lines[1].split() == ['cat', '0.545', '0.500', '2', '1']
+    assert lines[2].split() == ['armadillo', 'nan', 'nan', '0', '1']
+    assert lines[3].split() == ['mean', '0.545', '0.500', '2', '2']
+    with pytest.raises(ValueError, match='1 names for 2 classes'): r.table(['cat'])
+
+@pytest.mark.parametrize('p, t, kwargs, text', [
+    ([none], [none, none], {}, '1 predictions for 2 pictures'), ([], [], {}, 'no pictures'),
+    ([none], [none], dict(method='coco'), "'coco', expected one of"),
+    ([none], [none], dict(iou=0), 'iou 0'), ([none], [none], dict(iou=50), 'iou 50'),
+    ([dict(boxes=[], labels=[])], [none], {}, r"preds\[0\] has no 'scores', only \['boxes', 'labels'\]"),
+    ([none, none], [none, dict(boxes=[])], {}, r"targets\[1\] has no 'labels'"),
+    ([none, dict(boxes=torch.zeros(2, 5), scores=[1, 1], labels=[0, 0])], [none, none], {},
+     r'preds\[1\]: boxes of shape \(2, 5\)'),
+    ([dict(boxes=torch.zeros(4, 2), scores=[1, 1], labels=[0, 0])], [none], {}, r'boxes of shape \(4, 2\)'),
+    ([dict(boxes=torch.zeros(2, 4), scores=[1], labels=[0, 0])], [none], {},
+     r'scores of shape \(1,\), expected \(2,\)'),
+    ([dict(boxes=torch.zeros(2, 4), scores=[1, 1], labels=[[0, 0]])], [none], {}, r'labels of shape \(1, 2\)'),
+    ([none], [truth(box(0), difficult=[])], {}, r'difficult of shape \(0,\)'),
+    ([preds((box(0), float('nan')))], [none], {}, r'preds\[0\]: scores nan'),
+    ([none, preds((box(float('inf')), .5))], [none, none], {}, r'preds\[1\]: boxes .*not finite'),
+    ([none], [truth([10, 0, 0, 10])], {}, 'corners swapped'),
+    ([none], [truth(box(0), labels=[-1])], {}, r'targets\[0\]: labels -1'),
+    ([preds((box(0), .5, 20))], [none], dict(n_classes=20),
+     'labels 20: expected 0 to 19; leave padding and background out'),
+    ([none], [truth(box(0), labels=[0.])], {}, 'whole numbers')])
+def test_bad_input_says_what_and_where(p, t, kwargs, text):
+    with pytest.raises(ValueError, match=text): mean_ap(p, t, **kwargs)
+
+def test_bad_types():
+    with pytest.raises(TypeError, match=r'preds\[0\] is a Tensor'): mean_ap([torch.zeros(1, 6)], [none])
+
+# COCO's own code
+
+def random_set(rng, classes=4, difficult=0.):
+    "Crowded pictures: detections near objects and on coarse grids, equal scores, empty pictures, absent classes"
+    def boxes(n):
+        xy, wh = rng.integers(0, 8, (2, n, 2))
+        return np.concatenate([xy, xy + wh + 1], 1).astype(float)
+    present, coarse, p, t = rng.choice(classes, rng.integers(1, classes + 1), replace=False), rng.random() < 0.5, [], []
+    for _ in range(rng.integers(1, 12)):
+        m, n = rng.choice([0, 1, 3, 12]), rng.choice([0, 2, 10, 40])
+        objs, dets = boxes(m), boxes(n)
+        if m: dets[::2] = objs[rng.integers(0, m, len(dets[::2]))]
+        if not coarse: dets, objs = [np.float32(b + rng.normal(0, 0.3, b.shape)) for b in (dets, objs)]
+        for b in dets, objs: b[:, 2:] = np.maximum(b[:, 2:], b[:, :2] + 0.5)
+        scores = rng.integers(0, 6, n) / 5 if rng.random() < 0.5 else rng.random(n)
+        p.append(dict(boxes=dets, scores=scores, labels=rng.integers(0, classes, n)))
+        t.append(dict(boxes=objs, labels=rng.choice(present, m).astype(int), difficult=rng.random(m) < difficult))
+    return p, t
+
+class CrowdByBox(COCOeval):
+    "COCOeval with plain IoU for crowd regions too: crowd then means what difficult means to us"
+    def computeIoU(self, image, category):
+        crowd = [g.pop('iscrowd') for g in self._gts[image, category]]
+        for g in self._gts[image, category]: g['iscrowd'] = 0
+        try: return super().computeIoU(image, category)
+        finally:
+            for g, c in zip(self._gts[image, category], crowd): g['iscrowd'] = c
+
+def coco_ap(p, t, classes, max_dets=100, iou=0.5):
+    "AP of each class by pycocotools"
+    def coco(items):
+        rows = [dict(image_id=i, bbox=[*b[:2], *(b[2:] - b[:2])], area=np.prod(b[2:] - b[:2]),
+                     category_id=int(d['labels'][k]), score=float(d['scores'][k]) if 'scores' in d else 1.,
+                     iscrowd=int(d['difficult'][k]) if 'difficult' in d else 0)
+                for i, d in enumerate(items) for k, b in enumerate(np.asarray(d['boxes'], dtype=float))]
+        c = COCO()
+        c.dataset = dict(images=[dict(id=i) for i in range(len(items))],
+                         categories=[dict(id=k) for k in range(classes)],
+                         annotations=[dict(r, id=i) for i, r in enumerate(rows, 1)])
+        c.createIndex()
+        return c
+    with contextlib.redirect_stdout(io.StringIO()):
+        e = CrowdByBox(coco(t), coco(p), 'bbox')
+        e.params.iouThrs, e.params.maxDets = np.array([iou]), [max_dets]
+        e.params.areaRng, e.params.areaRngLbl = [[0, 1e10]], ['all']
+        e.evaluate(), e.accumulate()
+    ap = e.eval['precision'][0, :, :, 0, 0].mean(0)
+    return np.where(ap < 0, np.nan, ap)
+
+@pytest.mark.parametrize('max_dets', [100, 3])
+@pytest.mark.parametrize('difficult', [0., 0.3])
+def test_equal_to_pycocotools_on_random_sets(max_dets, difficult):
+    "200 sets of each kind; with difficult marks as crowd regions too"
+    rng, seen = np.random.default_rng(7), []
+    for _ in range(200):
+        p, t = random_set(rng, difficult=difficult)
+        ours, theirs = mean_ap(p, t, method='101point', n_classes=4, max_dets=max_dets), coco_ap(p, t, 4, max_dets)
+        np.testing.assert_allclose(ours.ap, theirs, atol=1e-6)
+        if not np.isnan(theirs).all(): assert ours.map == pytest.approx(np.nanmean(theirs), abs=1e-6)
+        seen.append(theirs)
+    seen = np.concatenate(seen)
+    assert np.isnan(seen).sum() > 50 and (seen == 0).sum() > 20, 'no hard cases in the sets'
+    assert ((seen > 0) & (seen < 1)).sum() > 200, 'the sets are too easy to tell'
+
+@pytest.mark.parametrize('iou', [0.3, 0.75])
+def test_equal_to_pycocotools_at_other_thresholds(iou):
+    rng = np.random.default_rng(8)
+    for _ in range(30):
+        p, t = random_set(rng)
+        np.testing.assert_allclose(mean_ap(p, t, iou, '101point', 4).ap, coco_ap(p, t, 4, 40, iou), atol=1e-6)
+
+# The readable loop
+
+@st.composite
+def sets(draw):
+    "A few pictures on a coarse grid, so that overlaps and scores are often equal"
+    place, side = st.integers(0, 4), st.integers(1, 5)
+    def some(kind, n): return draw(st.lists(kind, min_size=n, max_size=n))
+    def boxes(n): return [[x, y, x + w, y + h] for x, y, w, h in some(st.tuples(place, place, side, side), n)]
+    p, t = [], []
+    for _ in range(draw(st.integers(1, 4))):
+        m, n = draw(st.integers(0, 5)), draw(st.integers(0, 8))
+        p.append(dict(boxes=boxes(n), scores=some(st.sampled_from([.1, .5, .9]), n), labels=some(st.integers(0, 1), n)))
+        t.append(dict(boxes=boxes(m), labels=some(st.integers(0, 1), m), difficult=some(st.booleans(), m)))
+    return p, t
+
+@settings(max_examples=150, deadline=None)
+@given(sets(), st.sampled_from([0.3, 0.5, 0.7]), st.booleans())
+def test_loop_and_fast_version_agree(set_, iou, coco):
+    p, t = set_
+    fast = mean_ap(p, t, iou, '101point' if coco else 'area', n_classes=2)
+    for c in range(2):
+        hits, n = _loop_hits(p, t, c, iou, coco)
+        assert fast.n_positives[c] == n and len(fast.scores[c]) == len(hits)
+        if n: np.testing.assert_allclose(fast.recall[c] * n, np.cumsum(hits))
+        else: assert np.isnan(fast.ap[c]) and np.isnan(fast.recall[c]).all()
+        np.testing.assert_allclose(fast.precision[c], np.cumsum(hits) / np.arange(1, len(hits) + 1))
+
+@settings(max_examples=50, deadline=None)
+@given(sets())
+def test_recall_bounds_what_mean_ap_finds(set_):
+    p, t = set_
+    r, most = mean_ap(p, t, n_classes=2), recall_at(p, t)
+    hits = sum(x[-1] * n for x, n in zip(r.recall, r.n_positives) if len(x) and n)
+    if r.n_positives.sum(): assert hits <= most * r.n_positives.sum() + 1e-9
+
+def test_pairs_in_pieces_are_the_same_pairs():
+    p, t = random_set(np.random.default_rng(3))
+    dets, objs, _ = _read(p, t)
+    objs = _by_group(objs)
+    for a, b in zip(_pairs(dets, objs, 0.1), _pairs(dets, objs, 0.1, size=3)): np.testing.assert_array_equal(a, b)
