@@ -1,0 +1,112 @@
+"Anchors, overlap and matching, against the lecture's printed example, torchvision and the readable loop"
+import pytest, torch, torchvision
+from hypothesis import given, settings, strategies as st
+from objdet.pascal_data import cxcywh_to_xyxy
+from objdet.anchors_matching import (anchor_recall, conv_size, create_anchors, default_grids, default_shapes, default_zooms, jaccard,
+    map_to_ground_truth, match_anchors, receptive_field, sort_objects)
+
+all_anchors = create_anchors(default_grids, default_zooms, default_shapes)[0]
+
+def random_boxes(n, seed, grid=None):
+    "n boxes in the unit square; with `grid`, corners on a coarse grid, so that ties abound"
+    g = torch.Generator().manual_seed(seed)
+    a, b = torch.rand(n, 2, generator=g), torch.rand(n, 2, generator=g)
+    if grid: a, b = (a*grid).floor()/grid, (b*grid).floor()/grid
+    return torch.cat([torch.minimum(a, b), torch.maximum(a, b) + (1/grid if grid else .01)], 1).clamp(0, 1)
+
+@pytest.fixture
+def lecture():
+    rows_first = torch.tensor([[.6786, .4866, .9911, .6250], [.7098, .0848, .9911, .5491], [.5134, .8304, .6696, .9063]])
+    return rows_first[:, [1, 0, 3, 2]], torch.tensor([8, 10, 17])
+
+def test_the_lecture_s_table(lecture):
+    boxes, labels = lecture
+    anchors, _ = create_anchors([4])
+    overlaps = jaccard(boxes, cxcywh_to_xyxy(anchors))
+    printed = torch.zeros(3, 16)
+    printed[0, [9, 10, 13, 14]] = torch.tensor([.0091, .0922, .0315, .3985])
+    printed[1, [8, 9, 10, 12, 13, 14]] = torch.tensor([.0356, .0549, .0103, .2598, .4538, .0653])
+    printed[2, 11] = .1897
+    assert (overlaps - printed).abs().max() < 2e-4
+    overlap, index = map_to_ground_truth(overlaps)
+    assert (overlap > 1).nonzero().flatten().tolist() == [11, 13, 14]
+    assert labels[index][[11, 13, 14]].tolist() == [17, 10, 8]
+    for thresh in (.4, .5): assert ((overlap > thresh).sum(), (overlap <= thresh).sum()) == (3, 13)
+    m = match_anchors(anchors, boxes[None], labels[None])
+    assert torch.equal(m.overlap[0], overlap) and torch.equal(m.positive[0], overlap > .4)
+
+def test_anchor_order_is_row_major_on_a_grid_that_is_not_square():
+    anchors, sizes = create_anchors([(2, 3)], zooms=(1., .5), shapes=((1., 1.), (1., .5)))
+    assert len(anchors) == 24
+    assert torch.allclose(anchors[4], torch.tensor([.5, .25, 1/3, .5]))        # second cell: to the right
+    assert torch.allclose(anchors[1], torch.tensor([1/6, .25, 1/3, .25]))      # shapes fastest
+    assert torch.allclose(anchors[2], torch.tensor([1/6, .25, 1/6, .25]))      # then zooms
+    assert torch.allclose(anchors[12], torch.tensor([1/6, .75, 1/3, .5]))      # second row
+    assert torch.allclose(sizes, torch.tensor([1/3, .5]))
+
+@given(st.integers(0, 10**6), st.integers(0, 9), st.integers(0, 9))
+@settings(deadline=None, max_examples=40)
+def test_jaccard_is_torchvision_s(seed, m, k):
+    a, b = random_boxes(m, seed), random_boxes(k, seed+1)
+    assert torch.allclose(jaccard(a, b), torchvision.ops.box_iou(a, b), atol=1e-6)
+
+def test_jaccard_of_boxes_without_area_is_zero():
+    assert jaccard(torch.zeros(2, 4), torch.zeros(1, 4)).tolist() == [[0], [0]]
+
+@given(st.integers(0, 10**6), st.integers(1, 30), st.sampled_from([None, 2, 4]))
+@settings(deadline=None, max_examples=60)
+def test_every_object_keeps_an_anchor_of_its_own(seed, m, grid):
+    boxes, labels = random_boxes(m, seed, grid), torch.zeros(m, dtype=torch.int64)
+    match = match_anchors(all_anchors, boxes[None], labels[None])
+    own = match.index[0][match.overlap[0] > 1]
+    assert sorted(own.tolist()) == list(range(m))   # the lecture's assignment fails here as soon as two objects share a best anchor
+
+def test_more_objects_than_anchors():
+    anchors, _ = create_anchors([2])
+    boxes = random_boxes(9, 0)
+    m = match_anchors(anchors, boxes[None], torch.zeros(1, 9, dtype=torch.int64))
+    assert (m.overlap > 1).sum() == 4 and len(m.index[m.overlap > 1].unique()) == 4
+
+@given(st.integers(0, 10**6), st.lists(st.integers(0, 12), min_size=1, max_size=5), st.sampled_from([None, 2, 4]))
+@settings(deadline=None, max_examples=60)
+def test_the_batch_agrees_with_the_loop(seed, sizes, grid):
+    b, m = len(sizes), max(sizes)
+    boxes, labels = torch.zeros(b, m, 4), torch.full((b, m), -1)
+    for i, n in enumerate(sizes): boxes[i, :n], labels[i, :n] = random_boxes(n, seed+i, grid), torch.arange(n) % 3
+    match = match_anchors(all_anchors, boxes, labels)
+    for i, n in enumerate(sizes):
+        order = sort_objects(boxes[i:i+1, :n], labels[i:i+1, :n])[0]
+        overlap, index = map_to_ground_truth(jaccard(boxes[i, :n][order], cxcywh_to_xyxy(all_anchors)))
+        assert torch.equal(match.overlap[i], overlap)
+        if n: assert torch.equal(match.index[i][match.positive[i]], order[index][match.positive[i]])
+        else: assert not match.positive[i].any()
+
+@given(st.integers(0, 10**6), st.integers(2, 12), st.sampled_from([None, 2, 4]))
+@settings(deadline=None, max_examples=40)
+def test_the_order_of_objects_does_not_matter(seed, m, grid):
+    boxes, labels = random_boxes(m, seed, grid)[None], (torch.arange(m) % 3)[None]
+    perm = torch.randperm(m, generator=torch.Generator().manual_seed(seed))
+    a, b = match_anchors(all_anchors, boxes, labels), match_anchors(all_anchors, boxes[:, perm], labels[:, perm])
+    assert torch.equal(a.overlap, b.overlap)
+    assert torch.equal(boxes[0][a.index[0]][a.positive[0]], boxes[0, perm][b.index[0]][a.positive[0]])
+    assert torch.equal(labels[0][a.index[0]][a.positive[0]], labels[0, perm][b.index[0]][a.positive[0]])
+
+def test_pictures_without_objects():
+    for boxes, labels in [(torch.zeros(2, 0, 4), torch.zeros(2, 0, dtype=torch.int64)), (torch.zeros(2, 3, 4), torch.full((2, 3), -1))]:
+        m = match_anchors(all_anchors, boxes, labels)
+        assert not m.positive.any() and (m.overlap == 0).all() and m.overlap.shape == (2, 189)
+    assert map_to_ground_truth(torch.zeros(0, 16))[1].tolist() == [0]*16
+
+@pytest.mark.parametrize('layers, want', [([], (1, 1)), ([(3, 1), (3, 1), (2, 2)], (6, 2)), ([(7, 2), (3, 2), (3, 1), (3, 1)], (27, 4))])
+def test_receptive_field(layers, want): assert receptive_field(layers) == want
+
+@given(st.integers(1, 40), st.integers(1, 7), st.integers(1, 3), st.integers(0, 3))
+@settings(deadline=None, max_examples=40)
+def test_conv_size_is_torch_s(n, k, s, p):
+    if n + 2*p < k: return
+    assert conv_size(n, k, s, p) == torch.nn.Conv2d(1, 1, k, s, p)(torch.zeros(1, 1, n, n)).shape[-1]
+
+def test_anchor_recall_by_hand():
+    anchors, _ = create_anchors([2])
+    boxes = torch.tensor([[0, 0, .5, .5], [0, 0, .5, .25], [0, 0, .5, .2]])   # overlaps 1, .5, .4
+    assert anchor_recall(anchors, boxes) == pytest.approx(2/3)

@@ -1,0 +1,250 @@
+"Reading annotations: facts of the real files, both formats, and each kind of bad input by name"
+import functools, hashlib, http.server, json, tarfile, threading, warnings
+from pathlib import Path
+import numpy as np, pytest, torch
+from PIL import Image
+from objdet import pascal_data as pd
+from objdet.pascal_data import (Annotations, Record, DetectionDataset, dataloaders, download_voc2007, extract, get_data, is_sample,
+    largest_object, load_annotations, load_splits, open_image, pad_batch, read_coco, read_voc_xml, squash, to_coco, unpad)
+
+voc = Path(__file__).parents[2]/'shared/voc2007'
+needs_voc = pytest.mark.skipif(not voc.exists(), reason='needs PASCAL VOC 2007 beside the repository')
+
+OBJECT = '<object><name>{name}</name><difficult>{hard}</difficult><bndbox><xmin>{b[0]}</xmin><ymin>{b[1]}</ymin><xmax>{b[2]}</xmax><ymax>{b[3]}</ymax></bndbox></object>'
+
+def write_voc(root, objects, splits=dict(train=['000001'], val=['000002']), size=(40, 30)):
+    "A VOC devkit of gray pictures; `objects`: stem -> list of (name, voc box, difficult)"
+    d = root/'VOCdevkit/VOC2007'
+    for o in ('Annotations', 'JPEGImages', 'ImageSets/Main'): (d/o).mkdir(parents=True)
+    for s, stems in splits.items(): (d/f'ImageSets/Main/{s}.txt').write_text('\n'.join(stems) + '\n')
+    for stem, objs in objects.items():
+        Image.new('RGB', size, 'gray').save(d/f'JPEGImages/{stem}.jpg')
+        body = ''.join(OBJECT.format(name=n, b=b, hard=int(h)) for n, b, h in objs)
+        (d/f'Annotations/{stem}.xml').write_text(f'<annotation><size><width>{size[0]}</width><height>{size[1]}</height></size>{body}</annotation>')
+    return d
+
+@pytest.fixture
+def kit(tmp_path):
+    write_voc(tmp_path, {'000001': [('cat', (1, 1, 10, 20), False), ('dog', (5, 6, 40, 30), True)], '000002': [('dog', (2, 2, 8, 8), False)]})
+    return tmp_path
+
+def edit(kit, stem, old, new):
+    f = kit/f'VOCdevkit/VOC2007/Annotations/{stem}.xml'
+    assert old in f.read_text()
+    f.write_text(f.read_text().replace(old, new, 1))
+
+# what is read
+
+def test_voc_boxes_become_half_open_from_zero(kit):
+    trn, val = load_splits(kit)
+    assert trn.classes == val.classes == ['cat', 'dog']
+    assert trn[0].boxes.tolist() == [[0, 0, 10, 20], [4, 5, 40, 30]] and trn[0].boxes.dtype == np.float32
+    assert trn[0].labels.tolist() == [0, 1] and trn[0].difficult.tolist() == [False, True]
+    assert val[0].labels.tolist() == [1] and (val[0].width, val[0].height, val[0].id) == (40, 30, 2)
+
+def test_coco_gives_the_same_records(kit):
+    trn = load_annotations(kit)
+    (kit/'t.json').write_text(json.dumps(to_coco(trn)))
+    again = read_coco(kit/'t.json', images=kit/'VOCdevkit/VOC2007/JPEGImages')
+    for a, b in zip(trn, again):
+        assert a.file == b.file and a.id == b.id
+        for k in ('boxes', 'labels', 'difficult'): assert (getattr(a, k) == getattr(b, k)).all()
+
+def test_coco_category_ids_with_gaps(tmp_path):
+    d = dict(images=[dict(id=7, file_name='a.jpg', width=9, height=9)], categories=[dict(id=90, name='z'), dict(id=4, name='b')],
+             annotations=[dict(id=1, image_id=7, category_id=90, bbox=[1, 2, 3, 4])])
+    (tmp_path/'c.json').write_text(json.dumps(d))
+    a = read_coco(tmp_path/'c.json')
+    assert a.classes == ['b', 'z'] and a[0].labels.tolist() == [1] and a[0].boxes.tolist() == [[1, 2, 4, 6]]
+
+def test_coco_folder_with_split_files_and_without(kit, tmp_path):
+    trn = load_annotations(kit)
+    whole = Annotations([trn[0]]*10, trn.classes, [])
+    d = to_coco(whole)
+    d['images'] = [dict(o, id=i+1) for i, o in enumerate(d['images'])]
+    mine = tmp_path/'mine'; mine.mkdir()
+    (kit/'VOCdevkit/VOC2007/JPEGImages').rename(mine/'images')
+    (mine/'annotations.json').write_text(json.dumps(d))
+    a, b = load_splits(mine)
+    assert (len(a), len(b)) == (8, 2) and not {r.id for r in a} & {r.id for r in b}
+    assert [r.id for r in load_annotations(mine, 'train')] == [r.id for r in a]
+    (mine/'val.json').write_text(json.dumps(dict(d, images=d['images'][:1], annotations=[])))
+    assert len(load_annotations(mine, 'val')) == 1
+
+@needs_voc
+def test_facts_of_the_real_file():
+    with pytest.warns(UserWarning, match='009623'): trn = load_annotations(voc, missing='skip')
+    assert (len(trn), trn.skipped) == (2500, ['009623'])
+    d = to_coco(trn)
+    of = lambda i: [o for o in d['annotations'] if o['image_id'] == i]
+    assert (of(12)[0]['bbox'], of(12)[0]['area'], of(12)[0]['category_id'], of(12)[0]['ignore']) == ([155, 96, 196, 174], 34104, 7, 0)
+    assert [184, 61, 95, 138] in [o['bbox'] for o in of(17)]
+    assert [c['name'] for c in d['categories'] if c['id'] == 7] == ['car']
+    assert set(d) >= {'images', 'annotations', 'categories'}
+
+@needs_voc
+def test_counts_of_the_real_annotations():
+    root, n = voc/'VOCdevkit/VOC2007', {}
+    classes = load_annotations(voc, missing='skip').classes
+    for s in ('train', 'trainval'):
+        rs = [read_voc_xml(root/f'Annotations/{l}.xml', classes) for l in (root/f'ImageSets/Main/{s}.txt').read_text().split()]
+        n[s] = sum(len(r.labels) for r in rs), sum((~r.difficult).sum() for r in rs)
+    assert n == dict(train=(7844, 6301), trainval=(15662, 12608))
+
+@needs_voc
+def test_a_listed_picture_that_is_missing_is_an_error_by_default():
+    with pytest.raises(FileNotFoundError, match=r"009623.jpg.*train.txt.*missing='skip'"): load_annotations(voc)
+
+# bad input, each by name
+
+def bad_xml(old, new): return lambda kit: edit(kit, '000001', old, new)
+def cut_picture(kit):
+    f = kit/'VOCdevkit/VOC2007/JPEGImages/000001.jpg'; f.write_bytes(f.read_bytes()[:300])
+def other_size(kit): Image.new('RGB', (30, 40)).save(kit/'VOCdevkit/VOC2007/JPEGImages/000001.jpg')
+def no_picture(kit): (kit/'VOCdevkit/VOC2007/JPEGImages/000001.jpg').unlink()
+def no_xml(kit): (kit/'VOCdevkit/VOC2007/Annotations/000001.xml').unlink()
+def no_split(kit): (kit/'VOCdevkit/VOC2007/ImageSets/Main/train.txt').unlink()
+
+@pytest.mark.parametrize('spoil, error, words', [
+    (bad_xml('</annotation>', ''), ValueError, ['000001.xml', 'malformed XML']),
+    (bad_xml('<xmin>1</xmin>', '<xmin>15</xmin>'), ValueError, ['000001.xml', 'object 1', 'x1=14', 'x2=10']),
+    (bad_xml('<ymax>20</ymax>', '<ymax>99</ymax>'), ValueError, ['000001.xml', 'object 1', 'y2=99', '40 x 30']),
+    (bad_xml('<xmin>1</xmin>', '<xmin>-7</xmin>'), ValueError, ['000001.xml', 'x1=-8']),
+    (bad_xml('<xmin>1</xmin>', '<xmin>one</xmin>'), ValueError, ['000001.xml', "'one'", 'number']),
+    (bad_xml('<xmin>1</xmin>', ''), ValueError, ['000001.xml', '<object>', '<xmin>']),
+    (bad_xml('<name>cat</name>', ''), ValueError, ['000001.xml', '<name>']),
+    (bad_xml('<width>40</width>', ''), ValueError, ['000001.xml', '<width>']),
+    (cut_picture, ValueError, ['000001.jpg', 'cannot be read']),
+    (other_size, ValueError, ['000001.jpg', '30 x 40', '40 x 30']),
+    (no_picture, FileNotFoundError, ['000001.jpg', 'missing']),
+    (no_xml, FileNotFoundError, ['000001.xml', 'missing']),
+    (no_split, FileNotFoundError, ['train.txt', "['val']"]),
+])
+def test_bad_voc(kit, spoil, error, words):
+    spoil(kit)
+    with pytest.raises(error) as e: DetectionDataset(load_annotations(kit))[0]
+    assert all(w in str(e.value) for w in words), e.value
+
+def test_unknown_class_is_named(kit):
+    with pytest.raises(ValueError, match=r"000001.xml.*unknown class 'dog'.*cat, cow"): load_annotations(kit, classes=['cat', 'cow'])
+
+def test_a_pixel_outside_is_clipped(kit):
+    edit(kit, '000001', '<xmax>10</xmax>', '<xmax>41</xmax>')
+    assert load_annotations(kit)[0].boxes[0].tolist() == [0, 0, 40, 20]
+
+def test_skip_names_what_it_drops(kit):
+    no_picture(kit)
+    with pytest.warns(UserWarning, match='000001'): a = load_annotations(kit, missing='skip')
+    assert (len(a), a.skipped) == (0, ['000001'])
+
+GOOD = dict(images=[dict(id=1, file_name='a.jpg', width=9, height=9)], categories=[dict(id=1, name='cat')],
+            annotations=[dict(id=5, image_id=1, category_id=1, bbox=[1, 1, 3, 3])])
+@pytest.mark.parametrize('change, words', [
+    (lambda d: d.pop('categories'), ["no 'categories'"]),
+    (lambda d: d.pop('images'), ["no 'images'"]),
+    (lambda d: d['annotations'][0].update(image_id=2), ['annotation 5', 'image 2']),
+    (lambda d: d['annotations'][0].update(category_id=3), ['annotation 5', 'category 3']),
+    (lambda d: d['annotations'][0].update(bbox=[1, 1, -3, 3]), ['a.jpg', 'object 1', 'x1 < x2']),
+    (lambda d: d['annotations'][0].update(bbox=[1, 1, 30, 3]), ['a.jpg', '9 x 9']),
+])
+def test_bad_coco(tmp_path, change, words):
+    d = json.loads(json.dumps(GOOD)); change(d)
+    (tmp_path/'c.json').write_text(json.dumps(d))
+    with pytest.raises(ValueError) as e: read_coco(tmp_path/'c.json')
+    assert all(w in str(e.value) for w in [*words, 'c.json'])
+
+def test_malformed_json(tmp_path):
+    (tmp_path/'c.json').write_text('{"images": [')
+    with pytest.raises(ValueError, match='c.json: malformed JSON'): read_coco(tmp_path/'c.json')
+
+def test_coco_picture_missing(tmp_path):
+    (tmp_path/'train.json').write_text(json.dumps(GOOD))
+    with pytest.raises(FileNotFoundError, match='a.jpg'): load_annotations(tmp_path)
+
+def test_missing_folder(tmp_path):
+    with pytest.raises(FileNotFoundError, match='nowhere'): get_data(tmp_path/'nowhere')
+    with pytest.raises(FileNotFoundError, match='nowhere'): load_annotations(tmp_path/'nowhere')
+    with pytest.raises(FileNotFoundError, match='neither a VOC devkit.*nor a COCO'): load_annotations(tmp_path)
+
+# sources
+
+def test_source_from_the_environment(kit, monkeypatch):
+    monkeypatch.setenv('OBJDET_DATA', str(kit))
+    assert get_data() == kit.resolve() and not is_sample(get_data())
+
+@pytest.fixture
+def archive(kit, tmp_path):
+    f = tmp_path/'VOCtrainval_06-Nov-2007.tar'
+    with tarfile.open(f, 'w') as t: t.add(kit/'VOCdevkit', 'VOCdevkit')
+    return f
+
+def test_a_tar_is_unpacked_once(archive, tmp_path, monkeypatch):
+    monkeypatch.setenv('OBJDET_CACHE', str(tmp_path/'cache'))
+    assert len(load_annotations(get_data(archive))) == 1
+    assert get_data(archive).parent == tmp_path/'cache'
+
+def test_half_a_tar_leaves_nothing(archive, tmp_path):
+    archive.write_bytes(archive.read_bytes()[:5000])
+    with pytest.raises(ValueError, match='not a whole tar'): extract(archive, tmp_path/'out/voc')
+    assert list((tmp_path/'out').iterdir()) == []
+
+def test_a_member_cannot_climb_out(tmp_path):
+    (tmp_path/'x').write_text('x')
+    with tarfile.open(tmp_path/'evil.tar', 'w') as t: t.add(tmp_path/'x', '../../climbed')
+    with pytest.raises((ValueError, tarfile.FilterError)): extract(tmp_path/'evil.tar', tmp_path/'out/voc')
+    assert not (tmp_path/'climbed').exists() and list((tmp_path/'out').iterdir()) == []
+
+@pytest.fixture
+def served(archive, monkeypatch, tmp_path):
+    "The archive on loopback, and torchvision's table pointing at it"
+    from torchvision.datasets.voc import DATASET_YEAR_DICT
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=archive.parent)
+    handler.log_message = lambda *a: None
+    srv = http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler)
+    threading.Thread(target=srv.serve_forever, daemon=True).start()
+    entry = dict(DATASET_YEAR_DICT['2007'], url=f'http://127.0.0.1:{srv.server_port}/{archive.name}', md5=hashlib.md5(archive.read_bytes()).hexdigest())
+    monkeypatch.setitem(DATASET_YEAR_DICT, '2007', entry)
+    monkeypatch.setenv('OBJDET_CACHE', str(tmp_path/'cache'))
+    yield entry
+    srv.shutdown(); srv.server_close()
+
+def test_download_from_a_server(served):
+    assert len(load_annotations(get_data('voc2007'))) == 1
+    assert download_voc2007() == get_data('voc2007')
+
+def test_download_with_a_wrong_checksum_leaves_no_data(served, tmp_path):
+    served['md5'] = '0'*32
+    with pytest.raises(RuntimeError): get_data('voc2007')
+    assert not (tmp_path/'cache/voc2007').exists()
+
+# data set and batches
+
+def test_difficult_objects_are_left_out_of_training_and_kept_for_scoring(kit):
+    ds = DetectionDataset(load_annotations(kit))
+    assert ds[0][1]['labels'].tolist() == [0]
+    t = ds.targets(80)[0]
+    assert t['difficult'].tolist() == [False, True]
+    assert torch.allclose(t['boxes'][0], torch.tensor([0, 0, 10*80/40, 20*80/30]))
+
+def test_squash_moves_boxes_with_the_picture(kit):
+    im, t = DetectionDataset(load_annotations(kit), squash(80), difficult=True)[0]
+    assert im.shape == (3, 80, 80) and torch.allclose(t['boxes'], DetectionDataset(load_annotations(kit)).targets(80)[0]['boxes'])
+
+def test_padding_and_back():
+    item = lambda n: (torch.zeros(3, 8, 8, dtype=torch.uint8), dict(boxes=torch.ones(n, 4), labels=torch.arange(n)))
+    x, (boxes, labels) = pad_batch([item(0), item(3), item(1)])
+    assert x.shape == (3, 3, 8, 8) and boxes.shape == (3, 3, 4) and labels.tolist() == [[-1]*3, [0, 1, 2], [0, -1, -1]]
+    assert [len(unpad(b, l)[1]) for b, l in zip(boxes, labels)] == [0, 3, 1]
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_the_same_seed_gives_the_same_batches(kit, workers):
+    a = Annotations([load_annotations(kit)[0]]*8, ['cat', 'dog'], [])
+    flip = lambda: __import__('torchvision').transforms.v2.Compose([__import__('torchvision').transforms.v2.RandomHorizontalFlip(), squash(16)])
+    def epoch():
+        torch.manual_seed(3)
+        return torch.cat([y[0] for _, y in dataloaders(a, a, 16, bs=4, tfms=flip(), workers=workers).train])
+    assert torch.equal(epoch(), epoch())
+
+def test_largest_object_ignores_difficult_ones(kit):
+    box, label = largest_object(load_annotations(kit)[0])
+    assert label == 0 and box.tolist() == [0, 0, 10, 20]
