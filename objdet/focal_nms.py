@@ -10,7 +10,7 @@ import torch, torchvision
 from torch import nn
 from .ssd_loss import BCELoss, actn_to_bb
 
-# %% ../nbs/06_focal_nms.ipynb #01b5fd8f
+# %% ../nbs/06_focal_nms.ipynb #85261625
 class FocalLoss(BCELoss):
     "Binary cross entropy weighted by α and (1 - p_t)^γ (Lin et al., *Focal Loss for Dense Object Detection*, equation 5)"
     def __init__(self,
@@ -20,7 +20,11 @@ class FocalLoss(BCELoss):
     ):
         super().__init__(n_classes)
         self.alpha, self.gamma = alpha, gamma
-    def get_weight(self, p, t):
+    def get_weight(self, # -> (…, c)
+        p, # (…, c) activations
+        t, # (…, c) targets, 0 or 1
+    ):
+        "Large where the answer is wrong"
         prob = p.sigmoid()
         pt = prob*t + (1 - prob)*(1 - t)
         return (self.alpha*t + (1 - self.alpha)*(1 - t))*(1 - pt)**self.gamma

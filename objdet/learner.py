@@ -50,7 +50,7 @@ def write_whole(
     try: torch.save(obj, tmp); os.replace(tmp, path)
     finally: tmp.unlink(missing_ok=True)
 
-# %% ../nbs/91_learner.ipynb #58996c22
+# %% ../nbs/91_learner.ipynb #327de525
 def read_weights(
     path, # A file that `torch.save` wrote
     map_location='cpu', # Where the tensors go
@@ -58,7 +58,7 @@ def read_weights(
     "`torch.load` with `weights_only`; `FileNotFoundError`, or `ValueError` for a file of another kind"
     if not Path(path).is_file(): raise FileNotFoundError(f'{path}: no such weights file')
     try: return torch.load(path, map_location=map_location, weights_only=True)
-    except Exception as e: raise ValueError(f'{path}: not a file of PyTorch weights ({str(e).splitlines()[0][:120]})') from e
+    except Exception as e: raise ValueError(f'{path}: not a file of PyTorch weights ({type(e).__name__}: {str(e)[:120]})') from e
 
 # %% ../nbs/91_learner.ipynb #d8bd5b04
 class Found(NamedTuple):

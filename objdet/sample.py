@@ -567,7 +567,7 @@ def _conv(n_in, n_out, stride=1, size=3):
     "Convolution and batch norm"
     return nn.Sequential(nn.Conv2d(n_in, n_out, size, stride, size//2, bias=False), nn.BatchNorm2d(n_out))
 
-# %% ../nbs/92_sample.ipynb #26ad1a6f
+# %% ../nbs/92_sample.ipynb #cf5fbf3d
 class ResidualBlock(nn.Module):
     "Two 3x3 convolutions beside a shortcut (ResNet paper, figure 2), halving the grid"
     def __init__(self,
@@ -579,7 +579,8 @@ class ResidualBlock(nn.Module):
         self.convs = nn.Sequential(*_conv(n_in, n_out, stride), nn.ReLU(inplace=True), *_conv(n_out, n_out))
         self.shortcut = _conv(n_in, n_out, stride, 1)
         self.act = nn.ReLU(inplace=True)
-    def forward(self, x): return self.act(self.convs(x) + self.shortcut(x))
+    def forward(self, x): # (b, n_in, h, w) -> (b, n_out, h/stride, w/stride), rounded up
+        return self.act(self.convs(x) + self.shortcut(x))
 
 # %% ../nbs/92_sample.ipynb #29d8849a
 class SymbolBody(nn.Sequential):

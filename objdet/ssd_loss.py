@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from .anchors_matching import match_anchors
 from .pascal_data import cxcywh_to_xyxy, xyxy_to_cxcywh
 
-# %% ../nbs/05_ssd_loss.ipynb #c2e87559
+# %% ../nbs/05_ssd_loss.ipynb #3dbc7b20
 class StdConv(nn.Module):
     "3x3 convolution, ReLU, batch norm, dropout; stride 2 halves the grid (the lecture's block)"
     def __init__(self,
@@ -25,7 +25,8 @@ class StdConv(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(nin, nout, 3, stride, padding=1)
         self.norm, self.drop = nn.BatchNorm2d(nout), nn.Dropout(drop)
-    def forward(self, x): return self.drop(self.norm(F.relu(self.conv(x))))
+    def forward(self, x): # (b, nin, h, w) -> (b, nout, h/stride, w/stride), rounded up
+        return self.drop(self.norm(F.relu(self.conv(x))))
 
 # %% ../nbs/05_ssd_loss.ipynb #603cd227
 def flatten_conv(
@@ -94,7 +95,7 @@ def bb_to_actn(
     t = torch.cat([(b[..., :2] - anchors[..., :2])/grid_sizes, b[..., 2:]/anchors[..., 2:] - 1], -1)*2
     return torch.atanh(t.clamp(-1 + 1e-6, 1 - 1e-6))
 
-# %% ../nbs/05_ssd_loss.ipynb #619ce28e
+# %% ../nbs/05_ssd_loss.ipynb #42407ccb
 class BCELoss(nn.Module):
     "Binary cross entropy of every class but background, summed over anchors and classes (lecture, Tweak 2)"
     def __init__(self,
@@ -109,7 +110,12 @@ class BCELoss(nn.Module):
         t = F.one_hot(targ, self.n_classes + 1)[..., :-1].to(pred.dtype)
         p = pred[..., :-1]
         return (self.get_weight(p, t)*F.binary_cross_entropy_with_logits(p, t, reduction='none')).sum()
-    def get_weight(self, p, t): return 1. # or one for each anchor and class; lesson 06 has a use for it
+    def get_weight(self, # -> scalar, or (…, c): one for each anchor and class
+        p, # (…, c) activations
+        t, # (…, c) targets, 0 or 1
+    ):
+        "Equal weights here; lesson 06 has a use for others"
+        return 1.
 
 # %% ../nbs/05_ssd_loss.ipynb #c926bf89
 class SSDLoss(nn.Module):

@@ -72,7 +72,7 @@ def executed(project):
         done = subprocess.run([sys.executable, Path(__file__).with_name('counted_test.py'), log, str(workers)], cwd=project, env=env)
         ran = {tuple(json.loads(line)) for line in log.read_text().splitlines()} if log.exists() else set()
     print(f'nbdev_test: {len({n for n, _ in ran})} notebooks, {len(ran)} cells executed')
-    if done.returncode: return ['nbdev_test failed']
+    if done.returncode: return [f'nbdev_test failed, with exit status {done.returncode}']
     if not ran: return ['nbdev_test executed nothing']
     return [f'nbs/{n}, cell {c} was not executed' for n, c in sorted(expected - ran)] + [f'nbs/{n}, cell {c} was executed, unexpectedly' for n, c in sorted(ran - expected)]
 

@@ -63,7 +63,7 @@ async def execute(nb, folder, line):
     from nbclient.exceptions import CellExecutionError, DeadKernelError
     cells, at, stops = to_run(nb), None, []
     client = NotebookClient(nb, timeout=None, startup_timeout=120, kernel_name='python3', record_timing=False,
-                            extra_arguments=['--IPKernelApp.log_level=ERROR'], resources=dict(metadata=dict(path=str(folder))))
+                            coalesce_streams=True, extra_arguments=['--IPKernelApp.log_level=ERROR'], resources=dict(metadata=dict(path=str(folder))))
     kernel, loop = client.create_kernel_manager(), asyncio.get_running_loop()
     def stop():  # the first signal ends the cell, as in Jupyter; the second one, or one before the first cell, the kernel
         gentle = at is not None and not stops

@@ -1,0 +1,189 @@
+"The package's metadata, the rule that ties notebooks to modules, and what every public definition says about itself."
+import ast, email, io, re, subprocess, sys, tokenize, zipfile
+from configparser import ConfigParser
+from pathlib import Path
+import pytest
+from notebooks import notebooks, read, root, skipped, text
+
+config = ConfigParser(delimiters=['='])
+config.read(root/'settings.ini', encoding='utf-8')
+cfg = config['DEFAULT']
+modules = sorted(p for p in (root/'objdet').glob('*.py') if p.name[0] != '_')
+numbers = {p.stem.partition('_')[2]: int(p.stem[:2]) for p in notebooks() if p.stem != 'index'}
+
+
+# --- metadata
+
+def test_version():
+    import objdet
+    assert objdet.__version__ == cfg['version']
+    assert re.fullmatch(r'\d+\.\d+\.\d+', cfg['version'])
+
+
+def test_import_is_light():
+    "`import objdet` brings in none of what the package depends on."
+    heavy = [re.match(r'[\w-]+', r)[0] for r in cfg['requirements'].split()] + ['PIL', 'nbdev', 'IPython']
+    code = f'import sys; before = set(sys.modules); import objdet; print(objdet.__version__, [m for m in {heavy} if m in set(sys.modules) - before])'
+    out = subprocess.run([sys.executable, '-c', code], cwd=root, capture_output=True, text=True, check=True).stdout
+    assert out.split(None, 1) == [cfg['version'], '[]\n']
+
+
+@pytest.fixture(scope='module')
+def wheel(tmp_path_factory):
+    "The wheel of the package, built from a copy of what setuptools reads."
+    import shutil
+    tmp = tmp_path_factory.mktemp('wheel')
+    for name in 'setup.py', 'settings.ini', 'pyproject.toml', 'MANIFEST.in', 'README.md', 'LICENSE': shutil.copy(root/name, tmp)
+    shutil.copytree(root/'objdet', tmp/'objdet', ignore=shutil.ignore_patterns('__pycache__'))
+    (tmp/'objdet/weights').mkdir(exist_ok=True)
+    (tmp/'objdet/weights/stray.txt').write_text('not for the wheel')
+    done = subprocess.run([sys.executable, '-m', 'pip', 'wheel', '--quiet', '--disable-pip-version-check', '--no-deps', '--no-build-isolation',
+                           '--wheel-dir', tmp/'dist', tmp], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    built, = (tmp/'dist').glob('*.whl')
+    with zipfile.ZipFile(built) as z: yield built.name, {n: z.read(n) for n in z.namelist()}
+
+
+def test_wheel_holds_the_package_and_nothing_else(wheel):
+    name, files = wheel
+    assert name == f"{cfg['lib_name']}-{cfg['version']}-py3-none-any.whl"
+    expected = {p.relative_to(root).as_posix() for p in [*(root/'objdet').glob('*.py'), *(root/'objdet/weights').glob('*.pt')]}
+    info = f"{cfg['lib_name']}-{cfg['version']}.dist-info/"
+    assert {n for n in files if not n.startswith(info)} == expected
+    assert {Path(n).name for n in files if n.startswith(info)} == {'METADATA', 'WHEEL', 'RECORD', 'LICENSE', 'entry_points.txt', 'top_level.txt'}
+
+
+def test_wheel_says_what_settings_say(wheel):
+    from packaging.requirements import Requirement
+    meta = email.message_from_bytes(next(data for n, data in wheel[1].items() if n.endswith('/METADATA')))
+    for field, key in dict(Name='lib_name', Version='version', Summary='description', Author='author').items(): assert meta[field] == cfg[key]
+    assert meta['Requires-Python'] == f">={cfg['min_python']}"
+    needs = [Requirement(r) for r in meta.get_all('Requires-Dist')]
+    plain = {(r.name, str(r.specifier)) for r in needs if r.marker is None}
+    extra = {(r.name, str(r.specifier)) for r in needs if r.marker is not None and r.marker.evaluate(dict(extra='dev'))}
+    for found, key in (plain, 'requirements'), (extra, 'dev_requirements'):
+        assert found == {(r.name, str(r.specifier)) for r in map(Requirement, cfg[key].split())}
+
+
+# --- notebooks and modules
+
+@pytest.mark.parametrize('path', notebooks(), ids=lambda p: p.stem)
+def test_notebook(path):
+    "Its name, its title cell, its size, and the module that it exports."
+    nb = read(path)
+    assert re.fullmatch(r'index|\d\d_[a-z0-9_]+', path.stem)
+    assert path.stat().st_size < 1.5e6, f'{path.name} has {path.stat().st_size / 1e6:.1f} MB: fewer or smaller pictures'
+    first = next(text(c) for c in nb['cells'] if c['cell_type'] == 'markdown')
+    assert re.fullmatch(r'# \S.*\n+> \S.*(\n+- \w+: .*)*\s*', first), f'{path.name}: the first cell is a title and one line, for nbdev drops the rest:\n{first}'
+    code = '\n'.join(text(c) for c in nb['cells'] if c['cell_type'] == 'code')
+    exports = re.findall(r'^#\|\s*default_exp\s+(\S+)', code, re.M)
+    assert exports == ([] if path.stem == 'index' or skipped(nb) else [path.stem.partition('_')[2]])
+
+
+def test_every_module_has_its_notebook():
+    exporting = {p.stem.partition('_')[2] for p in notebooks() if p.stem != 'index' and not skipped(read(p))}
+    assert {p.stem for p in modules} == exporting
+
+
+def imported(source):
+    "The modules of objdet that a source imports."
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom):  # nbdev turns `from objdet.show import …` into `from .show import …`
+            module = '.'.join(filter(None, ['objdet' if node.level else '', node.module]))
+            names = [f'objdet.{a.name}' for a in node.names] if module == 'objdet' else [module]
+        found |= {n.split('.')[1] for n in names if n.startswith('objdet.')}
+    return found & numbers.keys()
+
+
+def may_import(number):
+    "The numbers of the notebooks that notebook `number` may import: lessons the ones before, and the toolbox; the toolbox no lesson."
+    return {n for n in numbers.values() if n >= 90} - {number} | ({n for n in numbers.values() if n < number} if number < 90 else set())
+
+
+@pytest.mark.parametrize('path', modules, ids=lambda p: p.stem)
+def test_imports_go_one_way(path):
+    mine = numbers[path.stem]
+    wrong = [m for m in imported(path.read_text(encoding='utf-8')) if numbers[m] not in may_import(mine)]
+    assert not wrong, f'{path.name} ({mine:02d}) imports {wrong}'
+
+
+def test_import_rule():
+    assert imported('from .show import grid\nimport objdet.score, torch\nfrom objdet import sample\nfrom .learner import *') == {'show', 'score', 'sample', 'learner'}
+    assert 4 in may_import(5) and 90 in may_import(5) and not {5, 6} & may_import(5)
+    assert not {n for n in may_import(91) if n < 90}
+
+
+def test_the_toolbox_has_no_cycle():
+    deps = {p.stem: imported(p.read_text(encoding='utf-8')) for p in modules}
+    while free := [m for m, d in deps.items() if not d & deps.keys()]: deps = {m: d for m, d in deps.items() if m not in free}
+    assert not deps, f'these import each other: {deps}'
+
+
+# --- what public definitions say
+
+hooks = {'check_inputs', 'make_params', 'transform'}
+
+
+def comment_lines(source):
+    "The numbers of the lines of `source` that end in a comment."
+    return {t.start[0] for t in tokenize.generate_tokens(io.StringIO(source).readline) if t.type == tokenize.COMMENT}
+
+
+def undocumented(source, public):
+    """What is missing in `source`: docstrings, and a comment for each parameter on a line of its own, of the names in `public`.
+
+    A module's `forward` needs no docstring beside its class's, and the hooks that torchvision calls need nothing."""
+    comments, out = comment_lines(source), []
+    def parameters(fn, name):
+        a = fn.args
+        args = [o for o in [*a.posonlyargs, *a.args, a.vararg, *a.kwonlyargs, a.kwarg] if o and o.arg not in ('self', 'cls')]
+        lines = [o.lineno for o in args]
+        out.extend(f'{name}: no comment for {o.arg}' for o in args if o.lineno not in comments)
+        out.extend(f'{name}: {o.arg} shares its line' for o in args if lines.count(o.lineno) > 1)
+    for node in ast.parse(source).body:
+        if not isinstance(node, (ast.FunctionDef, ast.ClassDef)) or node.name not in public: continue
+        if not ast.get_docstring(node): out.append(f'{node.name}: no docstring')
+        if isinstance(node, ast.FunctionDef): parameters(node, node.name)
+        else:
+            for member in node.body:
+                if isinstance(member, ast.FunctionDef) and member.name == '__init__': parameters(member, node.name)
+                if isinstance(member, ast.AnnAssign) and member.lineno not in comments: out.append(f'{node.name}: no comment for {member.target.id}')
+                if isinstance(member, ast.FunctionDef) and member.name[0] != '_' and member.name not in hooks:
+                    if member.name != 'forward' and not ast.get_docstring(member): out.append(f'{node.name}.{member.name}: no docstring')
+                    parameters(member, f'{node.name}.{member.name}')
+    return out
+
+
+def public(source):
+    "The names in `__all__` of a module's source."
+    return next(set(ast.literal_eval(n.value)) for n in ast.parse(source).body if isinstance(n, ast.Assign) and n.targets[0].id == '__all__')
+
+
+def test_undocumented():
+    good = 'def f(\n    x, # a\n    y=1 # b\n): # c\n    "Does."\n'
+    assert undocumented(good, {'f'}) == []
+    assert undocumented('def f(x, y=1): # both\n    "Does."\n', {'f'}) == ['f: x shares its line', 'f: y shares its line']
+    assert undocumented('def f(\n    x\n): return x\n', {'f'}) == ['f: no docstring', 'f: no comment for x']
+    assert undocumented('class A:\n    "It."\n    def __init__(self,\n        n\n    ): pass\n    def go(self): pass\n', {'A'}) == ['A: no comment for n', 'A.go: no docstring']
+    assert undocumented('def g(x): pass', {'f'}) == []
+
+
+@pytest.mark.parametrize('path', modules, ids=lambda p: p.stem)
+def test_public_definitions_explain_themselves(path):
+    source = path.read_text(encoding='utf-8')
+    assert not (missing := undocumented(source, public(source))), '\n'.join(missing)
+
+
+# --- files
+
+def test_no_large_file_is_tracked():
+    done = subprocess.run(['git', 'ls-files', '-z'], cwd=root, capture_output=True, text=True) if (root/'.git').exists() else None
+    if done is None or done.returncode: pytest.skip('not a git repository')
+    large = {f: (root/f).stat().st_size for f in done.stdout.split('\0') if f and (root/f).is_file() and (root/f).stat().st_size > 25e6}
+    assert not large
+
+
+def test_quarto_project_is_shared():
+    assert (root/'nbs/_quarto.yml').is_symlink() and (root/'nbs/_quarto.yml').readlink() == Path('../_quarto.yml')
