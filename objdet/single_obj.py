@@ -218,11 +218,27 @@ class SingleLoss:
         factor=1., # Weight of the cross-entropy
     ): self.size, self.factor = size, factor
 
-    def each(self, preds, y): return single_losses(preds, y, self.size)
+    def each(self, # -> two (b,): error in pixels, cross-entropy in nats
+        preds, # (b, 4 + c) activations
+        y, # Boxes (b, 4) in pixels and labels (b,)
+    ):
+        "Both parts for each picture"
+        return single_losses(preds, y, self.size)
 
     def __call__(self, preds, y): # -> scalar
         l1, ce = self.each(preds, y)
         return (l1 + self.factor*ce).mean()
 
-    def l1(self, preds, y): return self.each(preds, y)[0].mean() # pixels
-    def accuracy(self, preds, y): return accuracy(preds[:, 4:], y[1])
+    def l1(self, # -> scalar, pixels
+        preds, # (b, 4 + c) activations
+        y, # Boxes (b, 4) in pixels and labels (b,)
+    ):
+        "Mean absolute error of the coordinates"
+        return self.each(preds, y)[0].mean()
+
+    def accuracy(self, # -> 0 to 1
+        preds, # (b, 4 + c) activations
+        y, # Boxes (b, 4) in pixels and labels (b,)
+    ):
+        "Share of right classes"
+        return accuracy(preds[:, 4:], y[1])
