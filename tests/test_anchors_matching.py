@@ -1,7 +1,8 @@
 "Anchors, overlap and matching, against the lecture's printed example, torchvision and the readable loop"
+from pathlib import Path
 import pytest, torch, torchvision
 from hypothesis import given, settings, strategies as st
-from objdet.pascal_data import cxcywh_to_xyxy
+from objdet.pascal_data import cxcywh_to_xyxy, load_annotations, read_voc_xml
 from objdet.anchors_matching import (anchor_recall, conv_size, create_anchors, default_grids, default_shapes, default_zooms, jaccard,
     map_to_ground_truth, match_anchors, receptive_field, sort_objects)
 
@@ -110,3 +111,20 @@ def test_anchor_recall_by_hand():
     anchors, _ = create_anchors([2])
     boxes = torch.tensor([[0, 0, .5, .5], [0, 0, .5, .25], [0, 0, .5, .2]])   # overlaps 1, .5, .4
     assert anchor_recall(anchors, boxes) == pytest.approx(2/3)
+
+voc = Path(__file__).parents[2]/'shared/voc2007'
+
+@pytest.mark.skipif(not voc.exists(), reason='needs PASCAL VOC 2007 beside the repository')
+@pytest.mark.filterwarnings('ignore:train')
+def test_how_many_objects_lose_their_best_anchor_to_another_in_voc():
+    "Known counts of objects, and of pictures, for the whole train split: what the lecture's matching overwrites"
+    root, classes = voc/'VOCdevkit/VOC2007', load_annotations(voc, missing='skip').classes
+    records = [read_voc_xml(root/f'Annotations/{s}.xml', classes) for s in (root/'ImageSets/Main/train.txt').read_text().split()]
+    units = [torch.as_tensor(r.boxes[~r.difficult])/torch.tensor([r.width, r.height]*2) for r in records]
+    counts = []
+    for anchors in (create_anchors([4])[0], all_anchors):
+        best = [jaccard(u, cxcywh_to_xyxy(anchors)).argmax(1) for u in units if len(u)]
+        lost = [len(b) - len(b.unique()) for b in best]
+        counts.append((sum(lost), sum(n > 0 for n in lost)))
+    assert counts == [(953, 511), (233, 190)]
+    assert anchor_recall(all_anchors, torch.cat(units)) == pytest.approx(.444, abs=5e-4)
