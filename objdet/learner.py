@@ -238,9 +238,11 @@ def steepest(
     lrs, # Growing rates
     losses, # Smoothed loss at each
 ) -> float: # One of the rates
-    "The rate at which the loss falls fastest, looked for before the loss is lowest"
-    stop = max(int(np.argmin(losses)), 2)
-    return lrs[int(np.argmin(np.gradient(losses[:stop+1], np.log(lrs[:stop+1]))))]
+    "The rate at which the loss falls fastest over a sixth of the steps, looked for before the loss is lowest"
+    w = max(1, len(losses)//12) # one step alone is noise
+    stop = max(int(np.argmin(losses)), 2*w)
+    fall = [(losses[i-w] - losses[i+w])/np.log(lrs[i+w]/lrs[i-w]) for i in range(w, stop - w + 1)]
+    return lrs[w + int(np.argmax(fall))]
 
 def plot_found(
     found, # What `lr_find` gives
