@@ -4,14 +4,17 @@
 
 # %% auto #0
 __all__ = ['SingleObjectDataset', 'single_batch', 'single_dataloaders', 'Body', 'create_body', 'Layer', 'layer_shapes',
-           'run_body', 'accuracy', 'custom_head', 'sigmoid_box', 'single_losses', 'SingleLoss']
+           'run_body', 'accuracy', 'Telemetry', 'custom_head', 'scaled_sigmoid', 'sigmoid_box', 'single_losses',
+           'SingleLoss', 'cell_boxes', 'CellHead', 'EitherSide']
 
-# %% ../nbs/02_single_obj.ipynb #ca0bf8a6
+# %% ../nbs/02_single_obj.ipynb #d18bd374
 import os
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 import numpy as np, torch, torchvision
+from fastcore.basics import patch
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, StackDataset
@@ -60,7 +63,7 @@ def single_dataloaders(
     trn, val = SingleObjectDataset(trn, tfms or squash(size)), SingleObjectDataset(val, squash(size))
     return dataloaders(trn, val, size, bs, collate=single_batch)
 
-# %% ../nbs/02_single_obj.ipynb #17276192
+# %% ../nbs/02_single_obj.ipynb #b4cff8f0
 class Body(nn.Module):
     "A feature extractor that knows its shape; `ValueError` if `layers` do not give square grids"
     def __init__(self,
@@ -74,7 +77,7 @@ class Body(nn.Module):
         self.channels, self.stride = out[1], 224//out[-1]
         self.size = 7*self.stride # the square whose last grid is 7x7, as in the lecture
         if not self.size or (out if self.size == 224 else self._shape(self.size))[2:] != (7, 7):
-            raise ValueError(f'{name}: expected a grid (b, channels, 7, 7) from a square of {self.size} pixels; 224 pixels give {tuple(out)}')
+            raise ValueError(f'{name}: expected a grid (b, channels, 7, 7) from a square of {self.size} pixels; 224 give {tuple(out)}')
 
     def _shape(self, n):
         with torch.no_grad(): return self.eval()(torch.zeros(1, 3, n, n)).shape
@@ -94,11 +97,12 @@ def _features(model):
     else: raise ValueError(f'{type(model).__name__}: expected a model with `features` or with layers as ResNet has')
     return layers, len(layers) - max(1, len(layers)//4)
 
-# %% ../nbs/02_single_obj.ipynb #e333be0e
+# %% ../nbs/02_single_obj.ipynb #80d76945
 def _load_features(model, layers, file):
     "Fill the features of `model` from a state dict of the whole model or of its features"
     d = read_weights(Path(file).expanduser())
-    if not isinstance(d, dict) or not all(torch.is_tensor(v) for v in d.values()): raise ValueError(f'{file}: expected a state dict, names to tensors')
+    if not isinstance(d, dict) or not all(torch.is_tensor(v) for v in d.values()):
+        raise ValueError(f'{file}: expected a state dict, names to tensors')
     own = {id(t) for l in layers for t in l.state_dict(keep_vars=True).values()}
     need = {k: v for k, v in model.state_dict(keep_vars=True).items() if id(v) in own and not k.endswith('num_batches_tracked')}
     if not need.keys() & d.keys(): d = {f'features.{k}': v for k, v in d.items()}
@@ -106,7 +110,7 @@ def _load_features(model, layers, file):
     if wrong: raise ValueError(f'{file}: weights of another body; {len(wrong)} of {len(need)} do not fit, the first is {wrong[0]}')
     model.load_state_dict({k: d[k] for k in need}, strict=False)
 
-# %% ../nbs/02_single_obj.ipynb #f87352c7
+# %% ../nbs/02_single_obj.ipynb #48c4ea73
 def _hub_model(name):
     "A torchvision model with its `DEFAULT` weights, from torch.hub's folder or downloaded into it"
     weights = torchvision.models.get_model_weights(name).DEFAULT
@@ -117,12 +121,13 @@ def _hub_model(name):
     except OSError as e:
         raise FileNotFoundError(f'{file}: the weights of {name} are not there and cannot be downloaded ({e}); '
                                 f'put the file there, or give a file of your own (argument `weights`, variable OBJDET_WEIGHTS)') from e
-    except Exception as e: raise ValueError(f'{file}: not the weights of {name} ({type(e).__name__}: {str(e)[:120]}); remove the file') from e
+    except Exception as e:
+        raise ValueError(f'{file}: not the weights of {name} ({type(e).__name__}: {str(e)[:120]}); remove the file') from e
 
-# %% ../nbs/02_single_obj.ipynb #870fa642
+# %% ../nbs/02_single_obj.ipynb #b4251288
 def create_body(
-    name=None, # `symbols` or a torchvision classifier such as `mobilenet_v2`, `resnet34`; `None`: the variable `OBJDET_BODY`, else `symbols`
-    weights=None, # `'DEFAULT'`, a file with a state dict, or `'none'` for random ones; `None`: the variable `OBJDET_WEIGHTS`, else `'DEFAULT'`
+    name=None, # `symbols` or a torchvision classifier such as `resnet34`; `None`: the variable `OBJDET_BODY`, else `symbols`
+    weights=None, # `'DEFAULT'`, a file with a state dict, or `'none'` (random); `None`: the variable `OBJDET_WEIGHTS`, else `'DEFAULT'`
 ) -> Body:
     "A pretrained body; `ValueError` for an unknown name or a file that does not fit, `FileNotFoundError` for one that is not there"
     name = name or os.environ.get('OBJDET_BODY') or 'symbols'
@@ -160,16 +165,17 @@ def layer_shapes(
         for m, mode in modes.items(): m.training = mode
     return rows
 
-# %% ../nbs/02_single_obj.ipynb #82c77961
+# %% ../nbs/02_single_obj.ipynb #950c7f89
 def run_body(
     body, # A `Body`
     ds, # A `SingleObjectDataset` with pictures of one size
     bs=64, # Pictures a batch
+    dtype=torch.float32, # To keep the activations in; half precision takes half the memory
 ) -> StackDataset: # `[i]` is activations (channels, rows, columns), (box (4,), label ())
     "Ask the frozen body once about every picture"
     body.eval()
     dl = DataLoader(ds, bs, collate_fn=single_batch, num_workers=min(2, (os.cpu_count() or 1) - 1))
-    with torch.no_grad(): outs = [(body(x.contiguous(memory_format=torch.channels_last)).contiguous(), *y) for x, y in dl]
+    with torch.no_grad(): outs = [(body(x.contiguous(memory_format=torch.channels_last)).contiguous().to(dtype), *y) for x, y in dl]
     actns, boxes, labels = (torch.cat(o) for o in zip(*outs))
     return StackDataset(actns, StackDataset(boxes, labels))
 
@@ -181,6 +187,55 @@ def accuracy(
     "Share of pictures whose highest score is the true class's"
     return (scores.argmax(1) == labels).float().mean()
 
+# %% ../nbs/02_single_obj.ipynb #200f4349
+class Telemetry:
+    "Mean, spread, histogram and silent units of outputs, in training mode; hooks stay only inside `with` (companion course, lesson 10)"
+    def __init__(self,
+        modules, # The modules to listen to; their outputs are (b, units, …)
+        bins=40, # Bins of each histogram
+        low=0., # Where the first bin starts
+        high=10., # Where the last bin ends; `outside` has the share of numbers in no bin
+    ):
+        self.modules, self.bins, self.low, self.high = list(modules), bins, low, high
+        self.means, self.stds, self.outside, self._counts, self._silent = ([[] for _ in self.modules] for _ in range(5))
+
+    def __enter__(self):
+        self._hooks = [m.register_forward_hook(partial(self._note, i)) for i, m in enumerate(self.modules)]
+        return self
+
+    def __exit__(self, *error):
+        for h in self._hooks: h.remove()
+
+    @property
+    def hists(self): # -> list of (bins, steps), one a module
+        "How many numbers fell into each bin, at each step: counts"
+        return [torch.stack(o, 1) for o in self._counts]
+
+    @property
+    def silent(self): # -> list of (units, steps) bool, one a module
+        "Which units were zero for the whole batch, at each step"
+        return [torch.stack(o, 1) for o in self._silent]
+
+# %% ../nbs/02_single_obj.ipynb #06faf430
+@patch
+def _note(self:Telemetry, i, module, _, out):
+    if not module.training: return
+    out = out.detach().float().cpu()
+    counts = torch.histc(out, self.bins, self.low, self.high)
+    self._counts[i].append(counts)
+    self._silent[i].append((out.transpose(0, 1).flatten(1) == 0).all(1))
+    self.outside[i].append(1 - counts.sum().item()/out.numel())
+    self.means[i].append(out.mean().item())
+    self.stds[i].append(out.std(correction=0).item())
+
+# %% ../nbs/02_single_obj.ipynb #9781d551
+@patch
+def dead(self:Telemetry,
+    last=10, # How many steps in a row, counted from the end
+): # -> list of floats, one a module
+    "Share of units that were silent in each of the last steps; all steps, where there are fewer"
+    return [o[:, -last:].all(1).float().mean().item() for o in self.silent]
+
 # %% ../nbs/02_single_obj.ipynb #b3a8bd7e
 def custom_head(
     nin, # Activations of the body: channels times rows times columns
@@ -191,6 +246,15 @@ def custom_head(
     "Flatten, ReLU, dropout, linear, ReLU, batch norm, dropout, linear (lecture, `head_reg4`)"
     return nn.Sequential(nn.Flatten(), nn.ReLU(), nn.Dropout(drop), nn.Linear(nin, hidden),
                          nn.ReLU(), nn.BatchNorm1d(hidden), nn.Dropout(drop), nn.Linear(hidden, nout))
+
+# %% ../nbs/02_single_obj.ipynb #4bd85336
+def scaled_sigmoid(
+    actn, # (…) activations, any numbers
+    low=-0.05, # What very negative activations approach
+    high=1.05, # What very positive ones approach
+) -> torch.Tensor: # (…) between `low` and `high`
+    "A sigmoid stretched a little beyond 0 to 1, so that both ends can be reached (companion course's `y_range`)"
+    return actn.sigmoid()*(high - low) + low
 
 # %% ../nbs/02_single_obj.ipynb #b66e43d3
 def sigmoid_box(
@@ -210,7 +274,7 @@ def single_losses(
     l1 = F.l1_loss(sigmoid_box(preds[:, :4], size), y[0], reduction='none').mean(1)
     return l1, F.cross_entropy(preds[:, 4:], y[1], reduction='none')
 
-# %% ../nbs/02_single_obj.ipynb #a49a5581
+# %% ../nbs/02_single_obj.ipynb #40c56093
 class SingleLoss:
     "Box and class in one number: L1 in pixels plus `factor` times cross-entropy (lecture, `detn_loss`)"
     def __init__(self,
@@ -229,16 +293,70 @@ class SingleLoss:
         l1, ce = self.each(preds, y)
         return (l1 + self.factor*ce).mean()
 
-    def l1(self, # -> scalar, pixels
-        preds, # (b, 4 + c) activations
-        y, # Boxes (b, 4) in pixels and labels (b,)
-    ):
-        "Mean absolute error of the coordinates"
-        return self.each(preds, y)[0].mean()
-
     def accuracy(self, # -> 0 to 1
         preds, # (b, 4 + c) activations
         y, # Boxes (b, 4) in pixels and labels (b,)
     ):
         "Share of right classes"
         return accuracy(preds[:, 4:], y[1])
+
+# %% ../nbs/02_single_obj.ipynb #3c573f2c
+@patch
+def l1(self:SingleLoss, # -> scalar, pixels
+    preds, # (b, 4 + c) activations
+    y, # Boxes (b, 4) in pixels and labels (b,)
+):
+    "Mean absolute error of the coordinates"
+    return self.each(preds, y)[0].mean()
+
+# %% ../nbs/02_single_obj.ipynb #298ecc9f
+def cell_boxes(
+    actn, # (b, 4, rows, columns): steps to the right and down, in cells; width and height, before the sigmoid
+) -> torch.Tensor: # (b, 4, rows, columns): x1, y1, x2, y2, the square being 1 wide and high
+    "The box that each cell draws, seen from its own center"
+    rows, columns = actn.shape[2:]
+    x = (torch.arange(columns, device=actn.device) + .5 + actn[:, 0])/columns
+    y = (torch.arange(rows, device=actn.device)[:, None] + .5 + actn[:, 1])/rows
+    w, h = actn[:, 2].sigmoid(), actn[:, 3].sigmoid()
+    return torch.stack([x - w/2, y - h/2, x + w/2, y + h/2], 1)
+
+# %% ../nbs/02_single_obj.ipynb #b38080cc
+def _conv(nin, nout, kernel): # a convolution that keeps the grid's size
+    return nn.Sequential(nn.Conv2d(nin, nout, kernel, padding=kernel//2, bias=False), nn.BatchNorm2d(nout), nn.ReLU(), nn.Dropout2d(.1))
+
+# %% ../nbs/02_single_obj.ipynb #3c7947ce
+class CellHead(nn.Module):
+    "Each cell draws a box and names a class; a softmax over the cells says whose answer counts"
+    def __init__(self,
+        channels, # Of the body's last grid
+        n_classes, # How many classes there are, c
+        width=128, # Channels of the layers between
+    ):
+        super().__init__()
+        self.layers = nn.Sequential(_conv(channels, width, 1), _conv(width, width, 3), nn.Conv2d(width, 5 + n_classes, 3, padding=1))
+
+    def cells(self, # -> shares (b, 1, rows, columns) that add up to 1; boxes (b, 4, rows, columns); scores (b, c, rows, columns)
+        x, # (b, channels, rows, columns)
+    ):
+        "What each cell says"
+        heard, box, scores = self.layers(x).split([1, 4, self.layers[-1].out_channels - 5], 1)
+        return heard.flatten(1).softmax(1).view_as(heard), cell_boxes(box), scores
+
+    def forward(self, x): # (b, channels, rows, columns) -> (b, 4 + c), the box as the activations that `sigmoid_box` takes
+        share, boxes, scores = self.cells(x)
+        box, score = ((share*o).sum((2, 3)) for o in (boxes, scores))
+        return torch.cat([box.clamp(.001, .999).logit(), score], 1)
+
+# %% ../nbs/02_single_obj.ipynb #a61757ef
+class EitherSide(Dataset):
+    "Kept activations of pictures and of their mirror images; `[i]` takes one of the two by chance"
+    def __init__(self,
+        plain, # Data set of activations (any precision) and targets
+        mirrored, # The same for the mirror images, in the same order
+    ): self.sides = plain, mirrored
+
+    def __len__(self): return len(self.sides[0])
+
+    def __getitem__(self, i): # -> activations, float32, and target
+        x, y = self.sides[torch.randint(2, ())][i]
+        return x.float(), y

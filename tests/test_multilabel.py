@@ -1,12 +1,17 @@
 "Multi-label: losses against torch.nn.functional and by hand, F1 by hand and against a plain count, thresholds, batches"
-import math, pickle
+import importlib.util, json, math, pickle
+from pathlib import Path
 import numpy as np, pytest, torch
 from hypothesis import given, settings, strategies as st
 from torch.nn import functional as F
 from torchvision import tv_tensors
-from objdet.multilabel import (ConcatPool, MultiLabelBatch, binary_cross_entropy, choose_threshold, class_sets, cross_entropy, f1_score,
-                               multi_accuracy, multi_hot, multilabel_head)
-from objdet.pascal_data import Annotations, Record
+from objdet.multilabel import (CellNames, ConcatPool, FlipTTA, MultiLabelBatch, binary_cross_entropy, choose_threshold, class_sets, cross_entropy,
+                               f1_score, mean_squared_error, mixup, multi_accuracy, multi_hot, multilabel_head, smooth_targets)
+from objdet.pascal_data import Annotations, DataLoaders, Record
+
+spec = importlib.util.spec_from_file_location('tricks', Path(__file__).resolve().parents[1]/'bench/tricks.py')
+tricks = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(tricks)
 
 said = torch.tensor([[.9, .1], [.8, .2], [.7, .6], [.3, .4]])
 true = torch.tensor([[1., 0], [1, 1], [0, 0], [1, 0]])
@@ -110,3 +115,122 @@ def test_head_takes_any_grid():
     for rows, cols in ((7, 7), (1, 1), (3, 10)): assert head(torch.randn(2, 6, rows, cols)).shape == (2, 4)
     x = torch.randn(2, 6, 7, 5)
     torch.testing.assert_close(ConcatPool()(x), torch.cat([F.adaptive_max_pool2d(x, 1), F.adaptive_avg_pool2d(x, 1)], 1).flatten(1))
+
+def test_mean_squared_error_equals_pytorch():
+    g = torch.Generator().manual_seed(0)
+    a, b = torch.randn(4, 5, generator=g), torch.randn(4, 5, generator=g)
+    torch.testing.assert_close(mean_squared_error(a, b), F.mse_loss(a, b))
+    assert mean_squared_error(torch.tensor([1., 5.]), torch.tensor([2., 2.])).item() == 5
+
+# --- the tricks and the program that tries them
+
+@settings(max_examples=40, deadline=None)
+@given(st.floats(0, 1), st.integers(1, 8), st.integers(0, 10**6))
+def test_mixup_keeps_sums(share, b, seed):
+    "Every picture gives away as much as it keeps for itself: over the batch pixels and targets sum to what they did"
+    g = torch.Generator().manual_seed(seed)
+    x, y, order = torch.rand(b, 3, 4, 4, generator=g), (torch.rand(b, 5, generator=g) < .4).float(), torch.randperm(b, generator=g)
+    mx, my = mixup(x, y, share, order)
+    torch.testing.assert_close(mx.sum(0), x.sum(0)); torch.testing.assert_close(my.sum(0), y.sum(0))
+    assert mx.shape == x.shape and 0 <= my.min() and my.max() <= 1
+
+def test_mixup_by_hand():
+    x, y = mixup(torch.tensor([[8.], [0.]]), torch.tensor([[1., 0], [0, 1]]), .75, torch.tensor([1, 0]))
+    assert x.tolist() == [[6], [2]] and y.tolist() == [[.75, .25], [.25, .75]]
+
+def test_mixed_loader_leaves_the_loader_alone():
+    batch = torch.rand(4, 3, 2, 2), torch.eye(4)
+    mixed = tricks.Mixed([batch, batch, batch])
+    got = list(mixed)
+    assert len(mixed) == len(got) == 3 and torch.equal(batch[1], torch.eye(4))
+    for x, y in got: torch.testing.assert_close(x.sum(0), batch[0].sum(0)); torch.testing.assert_close(y.sum(), torch.tensor(4.))
+
+def test_smoothing_by_hand():
+    torch.testing.assert_close(smooth_targets(torch.tensor([0., 1, .5])), torch.tensor([.025, .975, .5]))
+    torch.testing.assert_close(smooth_targets(torch.tensor([0., 1]), .2), torch.tensor([.1, .9]))
+    two, one = torch.tensor([[0., 1.5]]), torch.tensor([1]) # for two classes it is PyTorch's
+    torch.testing.assert_close(tricks.smooth_loss(two[0, 1], torch.tensor(1.)), F.cross_entropy(two, one, label_smoothing=.05))
+
+def test_tta_is_blind_to_mirroring():
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 3), torch.nn.Flatten(), torch.nn.Linear(2*4*4, 3))
+    x = torch.randn(2, 3, 6, 6)
+    torch.testing.assert_close(FlipTTA(model)(x), FlipTTA(model)(x.flip(-1)))
+    torch.testing.assert_close(FlipTTA(lambda x: x[..., 0])(torch.tensor([[math.log(3), 0.]])), torch.tensor([5/8]))
+
+def test_parts_of_a_training():
+    assert tricks.parts('mixup', 224, 32, 4) == [(224, 4)] and tricks.parts('progressive resizing', 224, 32, 1) == [(224, 1)]
+    assert tricks.parts('progressive resizing', 224, 32, 5) == [(160, 2), (224, 3)]
+    assert tricks.parts('progressive resizing', 112, 16, 4) == [(80, 2), (112, 2)]
+
+def test_score_of_a_trick():
+    row = tricks.scores_row(said, true)
+    assert row['accuracy'] == .5 and row['f1'] == pytest.approx(1/3, abs=1e-5)
+    assert tricks.scores_row(.4*true.repeat(5, 1), true.repeat(5, 1)) == dict(accuracy=.5, f1=0, f1_chosen=1)
+
+def row(trick, seed, settings, value=.5): return dict(trick=trick, seed=seed, settings=settings, accuracy=value, f1=value, f1_chosen=value, seconds=1)
+
+def test_finished_rows_are_not_run_again():
+    now, before = dict(epochs=4), dict(epochs=1)
+    rows = [row('mixup', 0, now), row('mixup', 1, before), row(tricks.base, 0, now), row(tricks.tta, 0, now), row(tricks.base, 1, now)]
+    todo = tricks.missing(rows, now, 2)
+    assert len(todo) == 2*len(tricks.jobs) - 2 and ('mixup', 0) not in todo and (tricks.base, 0) not in todo
+    assert {('mixup', 1), (tricks.base, 1)} <= set(todo) # other settings; and the base whose test-time augmentation is missing
+    assert tricks.missing([row(t, 0, now) for t in tricks.tricks], now, 1) == []
+
+@pytest.fixture
+def quick(monkeypatch):
+    "The program without data and training; the trainings it asked for"
+    ran, ann = [], Annotations([], ['a'], [])
+    def train(job, seed, *_):
+        ran.append((job, seed))
+        if ran[-1] == ('mixup', 1): raise KeyboardInterrupt
+        rows = [row(t, seed, None) for t in [job, tricks.tta][:1 + (job == tricks.base)]]
+        return [{k: v for k, v in r.items() if k != 'settings'} for r in rows]
+    for name, f in dict(train=train, get_data=lambda d: Path('data'), load_splits=lambda p: (ann, ann)).items(): monkeypatch.setattr(tricks, name, f)
+    return ran
+
+def test_an_interrupted_run_goes_on(quick, tmp_path, monkeypatch, capsys):
+    out = tmp_path/'t.json'
+    with pytest.raises(KeyboardInterrupt): tricks.main(['--seeds', '2', '--out', str(out)])
+    first = list(quick)
+    assert len(tricks.read_rows(out)) == len(first) + 1 and first[-1] == ('mixup', 1) # it was interrupted; the base made two rows for each seed
+    quick.clear()
+    monkeypatch.setattr(tricks, 'train', lambda job, seed, *a: [{k: v for k, v in row(job, seed, 0, .9).items() if k != 'settings'}])
+    tricks.main(['--seeds', '2', '--out', str(out)])
+    saved = json.loads(out.read_text())
+    assert len(saved['rows']) == 2*len(tricks.tricks) and sorted(p.name for p in tmp_path.iterdir()) == ['t.json']
+    assert [r['trick'] for r in saved['rows']][::2] == tricks.tricks
+    kept = {(r['trick'], r['seed']) for r in saved['rows'] if r['accuracy'] == .5}
+    assert kept == set(first[:-1]) | {(tricks.tta, 0), (tricks.tta, 1)} and all(r['settings'] == saved['settings'] for r in saved['rows'])
+    assert str(tmp_path) not in json.dumps(saved['settings']) and 'mixup                        2    0.' in capsys.readouterr().out
+
+@pytest.mark.parametrize('text, why', [('{"rows": [', 'JSONDecodeError'), ('[]', 'TypeError'), ('{}', "'rows'"), ('{"rows": [{"trick": "mixup"}]}', 'row 0'),
+                                       (json.dumps(dict(rows=[row('cutout', 0, {})])), "row 0.*'cutout'")])
+def test_a_broken_table_is_refused(quick, tmp_path, text, why):
+    out = tmp_path/'t.json'
+    out.write_text(text)
+    with pytest.raises(ValueError, match=rf't\.json.*{why}'): tricks.main(['--out', str(out)])
+    assert out.read_text() == text and not quick
+
+def test_a_table_by_hand():
+    s = dict(epochs=4)
+    lines = tricks.table([row('mixup', 0, s, .5), row('mixup', 1, s, .7), row('mixup', 2, dict(epochs=1), 0)], s)
+    assert len(lines) == 2 and lines[1].split() == ['mixup', '2', '0.6000', '0.2000', '0.600', '0.200', '0.600', '0.200', '1']
+
+
+# --- a head of cells
+
+@given(st.integers(1, 5), st.integers(1, 5), st.integers(0, 99))
+@settings(max_examples=20, deadline=None)
+def test_one_sure_cell_is_enough_wherever_it_is(rows, columns, seed):
+    head = CellNames(3, 2, width=4).eval()
+    head.layers = torch.nn.Identity()
+    gen = torch.Generator().manual_seed(seed)
+    x, i, j = -torch.rand(1, 2, rows, columns, generator=gen), *(torch.randint(k, (), generator=gen) for k in (rows, columns))
+    x[0, 1, i, j] = 5
+    out = head(x)
+    assert out[0, 1] == 5 and out[0, 0] == x[0, 0].max()
+
+def test_at_first_every_cell_says_no():
+    with torch.no_grad(): p = CellNames(16, 20)(torch.randn(8, 16, 7, 7)).sigmoid()
+    assert p.mean() < .2

@@ -11,8 +11,8 @@ from torch.utils.data import DataLoader, StackDataset, Subset
 from objdet.learner import Learner
 from objdet.pascal_data import Annotations, DataLoaders, DetectionDataset, Record, squash
 from objdet.sample import SymbolBody
-from objdet.single_obj import (Body, Layer, SingleLoss, SingleObjectDataset, accuracy, create_body, custom_head, layer_shapes, run_body,
-                               sigmoid_box, single_batch, single_dataloaders)
+from objdet.single_obj import (Body, CellHead, Layer, SingleLoss, SingleObjectDataset, Telemetry, accuracy, cell_boxes, create_body, custom_head,
+                               layer_shapes, run_body, scaled_sigmoid, sigmoid_box, single_batch, single_dataloaders)
 
 real_weights = Path(__file__).parents[2]/'shared/weights/mobilenet_v2_features.pth'
 with_weights = pytest.mark.skipif(not real_weights.is_file(), reason='ImageNet weights of mobilenet_v2 are not here')
@@ -254,6 +254,64 @@ def test_layer_shapes_leaves_no_trace():
 def test_layer_prints_without_the_batch():
     assert str(Layer('Conv2d', (1, 512, 7, 7), 13_114_368)).split() == 'Conv2d 512 x 7 x 7 13,114,368'.split()
 
+# telemetry
+
+def hooks_of(model): return sum(len(m._forward_hooks) for m in model.modules())
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 5), st.integers(1, 6), st.integers(1, 4), st.integers(1, 50), st.integers(0, 10**6))
+def test_telemetry_against_numpy(b, units, steps, bins, seed):
+    g, layer = torch.Generator().manual_seed(seed), nn.Identity()
+    xs = [3*torch.randn(b, units, 2, 3, generator=g).relu() for _ in range(steps)]
+    with Telemetry([layer], bins=bins, high=4.) as seen:
+        for x in xs: layer(x)
+    assert seen.hists[0].shape == (bins, steps) and seen.silent[0].shape == (units, steps)
+    for i, x in enumerate(x.numpy() for x in xs):
+        counts, _ = np.histogram(x, bins, (0, 4))
+        assert seen.means[0][i] == pytest.approx(x.mean(), abs=1e-5) and seen.stds[0][i] == pytest.approx(x.std(), abs=1e-4)
+        assert seen.hists[0][:, i].sum() == counts.sum() and np.abs(seen.hists[0][:, i].numpy() - counts).sum() <= 2 # a number on an edge
+        assert seen.outside[0][i] == pytest.approx((x > 4).mean(), abs=1e-6)
+        assert seen.silent[0][:, i].tolist() == (x == 0).all((0, 2, 3)).tolist()
+    assert seen.dead(2)[0] == pytest.approx(seen.silent[0][:, -2:].all(1).float().mean().item())
+
+def test_telemetry_removes_its_hooks_after_an_exception():
+    model = nn.Sequential(nn.Linear(2, 3), nn.ReLU())
+    with pytest.raises(RuntimeError):
+        with Telemetry(model) as seen:
+            assert hooks_of(model) == 2
+            model(torch.ones(4, 2)); model(torch.ones(4, 5))
+    assert hooks_of(model) == 0
+    model(torch.ones(4, 2))
+    assert [len(o) for o in seen.means] == [1, 1]
+
+def test_telemetry_notes_nothing_in_evaluation_mode():
+    model = nn.Sequential(nn.Linear(2, 3), nn.ReLU())
+    with Telemetry(model) as seen:
+        model.eval()(torch.ones(4, 2)); assert seen.means == seen.stds == seen.outside == [[], []]
+        model.train()(torch.ones(4, 2)); model[1].eval(); model(torch.ones(4, 2))
+    assert [len(o) for o in seen.means] == [2, 1]  # a frozen part is in evaluation mode too
+
+def test_telemetry_changes_nothing():
+    model, x = nn.Sequential(nn.Linear(2, 3), nn.ReLU()), torch.ones(4, 2)
+    want = model(x)
+    with Telemetry(model): got = model(x)
+    assert torch.equal(want, got) and got.requires_grad
+
+def test_telemetry_counts_training_batches_of_learner():
+    ds = StackDataset(torch.randn(20, 3), torch.randn(20, 1))
+    learn = Learner(nn.Sequential(nn.Linear(3, 1)), DataLoaders(DataLoader(ds, 4), DataLoader(ds, 4)), F.mse_loss, device='cpu')
+    with Telemetry([learn.model[0]]) as seen: learn.fit_one_cycle(3, 1e-3)
+    assert len(seen.means[0]) == 5*3 and seen.hists[0].shape == (40, 15)
+
+# a point
+
+def test_scaled_sigmoid_reaches_both_ends():
+    ends = torch.tensor([-np.log(21.), 0, np.log(21.)])
+    torch.testing.assert_close(scaled_sigmoid(ends), torch.tensor([0, .5, 1]).to(ends), atol=1e-6, rtol=0)
+    x = torch.linspace(-8, 8, 50)
+    torch.testing.assert_close(scaled_sigmoid(x, 0, 1), torch.sigmoid(x))
+    assert scaled_sigmoid(x, -2, 3).min() > -2 and scaled_sigmoid(x, -2, 3).max() < 3
+
 # head
 
 def test_head_is_the_lectures():
@@ -326,3 +384,33 @@ def test_learns_to_find_a_square():
     learn.freeze(); learn.fit_one_cycle(2, 1e-2)
     learn.unfreeze(); learn.fit_one_cycle(25, [3e-3, 3e-3, 1e-2])
     assert learn.history[-1]['acc'] >= .95 and learn.history[-1]['l1'] < 5
+
+
+# --- a head of cells
+
+def test_a_cells_box_counts_from_its_own_center_on_any_grid():
+    "Rows and columns mixed: works on square grids, fails on this one (pitfall 16)"
+    boxes = cell_boxes(torch.zeros(1, 4, 2, 3))
+    assert boxes.shape == (1, 4, 2, 3)
+    center = (boxes[0, :2] + boxes[0, 2:])/2
+    assert torch.allclose(center[:, 1, 2], torch.tensor([2.5/3, 1.5/2])) and torch.allclose(center[:, 0, 1], torch.tensor([.5, .25]))
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 6), st.integers(1, 6), st.integers(0, 999))
+def test_shares_add_up_and_the_answer_is_their_mean(rows, columns, seed):
+    torch.manual_seed(seed)
+    head, x = CellHead(4, 3, width=8).eval(), torch.randn(2, 4, rows, columns)
+    with torch.no_grad(): (share, boxes, scores), out = head.cells(x), head(x)
+    assert torch.allclose(share.sum((1, 2, 3)), torch.ones(2), atol=1e-5)
+    by_hand = torch.stack([sum(share[k, 0, i, j]*scores[k, :, i, j] for i in range(rows) for j in range(columns)) for k in range(2)])
+    assert torch.allclose(out[:, 4:], by_hand, atol=1e-5)
+    box = (share*boxes).sum((2, 3)).clamp(.001, .999)
+    assert torch.allclose(sigmoid_box(out[:, :4], 1), box, atol=1e-4)
+
+def test_a_box_far_outside_gives_a_finite_loss_and_gradient():
+    "The logit of 0 or 1 is infinite"
+    head = CellHead(2, 2, width=4)
+    with torch.no_grad(): head.layers[-1].bias[1] = 1e4
+    loss = SingleLoss(100)(head(torch.randn(3, 2, 4, 4)), (torch.tensor([[1., 2, 30, 40]]*3), torch.tensor([0, 1, 0])))
+    loss.backward()
+    assert loss.isfinite() and all(p.grad.isfinite().all() for p in head.parameters())

@@ -1,0 +1,75 @@
+"The command behind the figures of lessons 02 and 03 on VOC: views, splits, targets, report. Run: pytest tests/test_voc_lessons.py"
+import json
+from pathlib import Path
+import numpy as np, pytest, torch
+from PIL import Image
+from objdet.pascal_data import Annotations, Record
+import voc_lessons as vl
+
+@pytest.fixture
+def ann(tmp_path):
+    "A gray picture of 200 by 100 with one red object, inclusive of x 40 to 119 and y 20 to 69"
+    im = np.full((100, 200, 3), 90, np.uint8)
+    im[20:70, 40:120] = [250, 0, 0]
+    Image.fromarray(im).save(tmp_path/'1.png')
+    r = Record(tmp_path/'1.png', 1, 200, 100, np.float32([[40, 20, 120, 70]]), np.array([0]), np.array([False]), None)
+    return Annotations([r], ['red'], [])
+
+def red_box(im):
+    y, x = ((im[0].float() - im[1].float()) > 100).nonzero().T
+    return torch.stack([x.min(), y.min(), x.max() + 1, y.max() + 1]).float()
+
+def test_the_first_view_is_the_picture_squashed(ann):
+    im, boxes, seen = vl.Views(ann, 0)[0]
+    assert im.shape == (3, 224, 224) and seen.tolist() == [1]
+    assert torch.allclose(boxes[0], torch.tensor([40*1.12, 20*2.24, 120*1.12, 70*2.24]))
+
+def test_the_box_moves_with_every_view_and_a_view_is_the_same_twice(ann):
+    for view in range(25):
+        ds = vl.Views(ann, view)
+        (im, boxes, seen), (again, _, _) = ds[0], ds[0]
+        assert torch.equal(im, again) and 0 < seen[0] <= 1
+        assert torch.allclose(red_box(im), boxes[0], atol=2.5), view
+
+def test_a_fifth_is_held_out_and_choosing_never_sees_it():
+    inner = set(vl.split_inside(500)[0]) | set(vl.split_inside(500)[1])
+    for seed in range(3):
+        trn, val = vl.split(500, seed)
+        assert len(val) == 100 and not set(trn) & set(val) and sorted(trn + val) == list(range(500))
+        assert not inner & set(val)
+
+@pytest.fixture
+def cache(tmp_path):
+    "Two pictures: a large object that is difficult beside a small one; one that the second view cuts to a tenth"
+    torch.save(dict(labels=[torch.tensor([2, 1]), torch.tensor([0])], difficult=[torch.tensor([True, False]), torch.tensor([False])],
+                    ids=['a', 'b'], classes=['x', 'y', 'z']), tmp_path/'truth.pt')
+    boxes = [torch.tensor([[0., 0, 200, 200], [10, 10, 50, 50]]), torch.tensor([[0., 0, 100, 100]])]
+    for v, cut in ((0, 1.), (1, .1)):
+        torch.save(dict(feats=torch.full((2, 3, 4, 4), float(v)).half(), boxes=boxes, seen=[torch.ones(2), torch.tensor([cut])]), tmp_path/f'view{v}.pt')
+    return tmp_path
+
+def test_targets_leave_out_what_is_difficult_or_cut_away(cache):
+    joint, multi = vl.Kept(cache, 2, True), vl.Kept(cache, 2, False)
+    box, label = joint.target(0, 0)
+    assert box.tolist() == [10, 10, 50, 50] and label == 1
+    assert joint.target(1, 1) is None and joint.target(0, 1) is not None
+    assert [multi.target(v, i).tolist() for v, i in ((0, 0), (0, 1), (1, 1))] == [[0, 1, 0], [1, 0, 0], [0, 0, 0]]
+
+def test_a_view_without_the_object_gives_way_to_the_whole_picture(cache):
+    x, (boxes, labels) = vl.Kept(cache, 2, True).batch([(1, 0), (1, 1)])
+    assert x[:, 0, 0, 0].tolist() == [1, 0] and labels.tolist() == [1, 0]
+
+def test_the_loss_asks_the_cell_over_the_center_to_be_heard():
+    loss, y = vl.JointLoss(70, 1.), (torch.tensor([[0., 30, 40, 50]]), torch.tensor([0])) # center 20, 40: column 2, row 4 of 7
+    preds, shares = torch.zeros(1, 6), torch.full((1, 1, 7, 7), .25/48)
+    here, there = shares.clone(), shares.clone()
+    here[0, 0, 4, 2], there[0, 0, 2, 4] = .75, .75
+    gap = loss(preds, y, there) - loss(preds, y, here)
+    assert torch.allclose(gap, 5*torch.tensor(.75/(.25/48)).log(), atol=1e-4)
+
+def test_report_by_hand(tmp_path, capsys):
+    for seed, acc in enumerate((.7, .8, .9)): (tmp_path/f'joint_seed{seed}.json').write_text(json.dumps(dict(seed=seed, accuracy=acc, l1=18.)))
+    (tmp_path/'joint_choose.json').write_text(json.dumps(dict(seed=9, accuracy=0, l1=0)))
+    vl.main(['report', '--cache', str(tmp_path)])
+    out = capsys.readouterr().out
+    assert '0.8000 ± 0.1000' in out and '18.0000 ± 0.0000' in out and 'multi' not in out
