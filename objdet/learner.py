@@ -233,12 +233,13 @@ def _range_test(self:Learner, start, end, steps, lr):
         if losses[-1] > 4*min(losses) and i > 5: break
     return Found(lrs, losses, steepest(lrs, losses))
 
-# %% ../nbs/91_learner.ipynb #2c846911
+# %% ../nbs/91_learner.ipynb #cbd051c1
 def steepest(
     lrs, # Growing rates
     losses, # Smoothed loss at each
 ) -> float: # One of the rates
-    "The rate at which the loss falls fastest over a sixth of the steps, looked for before the loss is lowest"
+    "The rate at which the loss falls fastest over a sixth of the steps, looked for before the loss is lowest; `ValueError` for under three steps"
+    if len(losses) < 3: raise ValueError(f'only {len(losses)} steps before the loss broke down; expected at least 3: start at a smaller rate')
     w = max(1, len(losses)//12) # one step alone is noise
     stop = max(int(np.argmin(losses)), 2*w)
     fall = [(losses[i-w] - losses[i+w])/np.log(lrs[i+w]/lrs[i-w]) for i in range(w, stop - w + 1)]

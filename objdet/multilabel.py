@@ -110,13 +110,13 @@ class ConcatPool(nn.Module):
     def forward(self, x): # (b, channels, rows, columns) -> (b, 2*channels)
         return torch.cat([x.amax((2, 3)), x.mean((2, 3))], 1)
 
-# %% ../nbs/03_multilabel.ipynb #43ddee29
+# %% ../nbs/03_multilabel.ipynb #7474a7df
 def multilabel_head(
     channels, # Of the body's last grid
     n_classes, # How many classes there are, c
     drop=0.25, # Share of activations that dropout silences in training
 ) -> nn.Sequential: # (b, channels, rows, columns) to (b, c) activations
-    "Pool the grid, normalize, drop, and one linear layer: no hidden layer, the body knows enough"
+    "Pool the grid, normalize, drop, and one linear layer; no hidden layer here"
     return nn.Sequential(ConcatPool(), nn.BatchNorm1d(2*channels), nn.Dropout(drop), nn.Linear(2*channels, n_classes))
 
 # %% ../nbs/03_multilabel.ipynb #dbb7bcba

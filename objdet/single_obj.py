@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SingleObjectDataset', 'single_batch', 'single_dataloaders', 'Body', 'create_body', 'Layer', 'layer_shapes',
-           'run_body', 'accuracy', 'Telemetry', 'custom_head', 'scaled_sigmoid', 'sigmoid_box', 'single_losses',
-           'SingleLoss', 'cell_boxes', 'CellHead', 'EitherSide']
+           'run_body', 'accuracy', 'custom_head', 'scaled_sigmoid', 'sigmoid_box', 'single_losses', 'SingleLoss',
+           'cell_boxes', 'CellHead', 'EitherSide', 'Telemetry']
 
 # %% ../nbs/02_single_obj.ipynb #d18bd374
 import os
@@ -51,19 +51,19 @@ def single_batch(
     x, (boxes, labels) = pad_batch([(im, dict(boxes=b[None], labels=l[None])) for im, (b, l) in items])
     return x, (boxes[:, 0], labels[:, 0])
 
-# %% ../nbs/02_single_obj.ipynb #e46b53e4
+# %% ../nbs/02_single_obj.ipynb #394db7d3
 def single_dataloaders(
     trn, # Training `Annotations`
     val, # Validation `Annotations`
     size, # Side of the square in pixels
-    bs=32, # Pictures a batch
+    bs=32, # Pictures per batch
     tfms=None, # Transforms of the training pictures; `squash(size)` by default
 ) -> DataLoaders:
     "Loaders of the largest objects: `x, (boxes (b, 4) in pixels of the square, labels (b,))`"
     trn, val = SingleObjectDataset(trn, tfms or squash(size)), SingleObjectDataset(val, squash(size))
     return dataloaders(trn, val, size, bs, collate=single_batch)
 
-# %% ../nbs/02_single_obj.ipynb #b4cff8f0
+# %% ../nbs/02_single_obj.ipynb #e7552de8
 class Body(nn.Module):
     "A feature extractor that knows its shape; `ValueError` if `layers` do not give square grids"
     def __init__(self,
@@ -86,7 +86,7 @@ class Body(nn.Module):
         return self.layers(x)
 
     def groups(self): # -> list of two modules: the early layers, which know edges and textures, and the late ones
-        "The two halves, for freezing and for rates of their own"
+        "The two parts, for freezing and for rates of their own"
         return [self.layers[:self.cut], self.layers[self.cut:]]
 
 # %% ../nbs/02_single_obj.ipynb #239ac2ae
@@ -165,11 +165,11 @@ def layer_shapes(
         for m, mode in modes.items(): m.training = mode
     return rows
 
-# %% ../nbs/02_single_obj.ipynb #950c7f89
+# %% ../nbs/02_single_obj.ipynb #84bac993
 def run_body(
     body, # A `Body`
     ds, # A `SingleObjectDataset` with pictures of one size
-    bs=64, # Pictures a batch
+    bs=64, # Pictures per batch
     dtype=torch.float32, # To keep the activations in; half precision takes half the memory
 ) -> StackDataset: # `[i]` is activations (channels, rows, columns), (box (4,), label ())
     "Ask the frozen body once about every picture"
@@ -186,55 +186,6 @@ def accuracy(
 ) -> torch.Tensor: # 0 to 1
     "Share of pictures whose highest score is the true class's"
     return (scores.argmax(1) == labels).float().mean()
-
-# %% ../nbs/02_single_obj.ipynb #200f4349
-class Telemetry:
-    "Mean, spread, histogram and silent units of outputs, in training mode; hooks stay only inside `with` (companion course, lesson 10)"
-    def __init__(self,
-        modules, # The modules to listen to; their outputs are (b, units, …)
-        bins=40, # Bins of each histogram
-        low=0., # Where the first bin starts
-        high=10., # Where the last bin ends; `outside` has the share of numbers in no bin
-    ):
-        self.modules, self.bins, self.low, self.high = list(modules), bins, low, high
-        self.means, self.stds, self.outside, self._counts, self._silent = ([[] for _ in self.modules] for _ in range(5))
-
-    def __enter__(self):
-        self._hooks = [m.register_forward_hook(partial(self._note, i)) for i, m in enumerate(self.modules)]
-        return self
-
-    def __exit__(self, *error):
-        for h in self._hooks: h.remove()
-
-    @property
-    def hists(self): # -> list of (bins, steps), one a module
-        "How many numbers fell into each bin, at each step: counts"
-        return [torch.stack(o, 1) for o in self._counts]
-
-    @property
-    def silent(self): # -> list of (units, steps) bool, one a module
-        "Which units were zero for the whole batch, at each step"
-        return [torch.stack(o, 1) for o in self._silent]
-
-# %% ../nbs/02_single_obj.ipynb #06faf430
-@patch
-def _note(self:Telemetry, i, module, _, out):
-    if not module.training: return
-    out = out.detach().float().cpu()
-    counts = torch.histc(out, self.bins, self.low, self.high)
-    self._counts[i].append(counts)
-    self._silent[i].append((out.transpose(0, 1).flatten(1) == 0).all(1))
-    self.outside[i].append(1 - counts.sum().item()/out.numel())
-    self.means[i].append(out.mean().item())
-    self.stds[i].append(out.std(correction=0).item())
-
-# %% ../nbs/02_single_obj.ipynb #9781d551
-@patch
-def dead(self:Telemetry,
-    last=10, # How many steps in a row, counted from the end
-): # -> list of floats, one a module
-    "Share of units that were silent in each of the last steps; all steps, where there are fewer"
-    return [o[:, -last:].all(1).float().mean().item() for o in self.silent]
 
 # %% ../nbs/02_single_obj.ipynb #b3a8bd7e
 def custom_head(
@@ -360,3 +311,52 @@ class EitherSide(Dataset):
     def __getitem__(self, i): # -> activations, float32, and target
         x, y = self.sides[torch.randint(2, ())][i]
         return x.float(), y
+
+# %% ../nbs/02_single_obj.ipynb #e5150da2
+class Telemetry:
+    "Mean, spread, histogram and silent units of outputs, in training mode; hooks stay only inside `with` (companion course, lesson 10)"
+    def __init__(self,
+        modules, # The modules to listen to; their outputs are (b, units, …)
+        bins=40, # Bins of each histogram
+        low=0., # Where the first bin starts
+        high=10., # Where the last bin ends; `outside` has the share of numbers in no bin
+    ):
+        self.modules, self.bins, self.low, self.high = list(modules), bins, low, high
+        self.means, self.stds, self.outside, self._counts, self._silent = ([[] for _ in self.modules] for _ in range(5))
+
+    def __enter__(self):
+        self._hooks = [m.register_forward_hook(partial(self._note, i)) for i, m in enumerate(self.modules)]
+        return self
+
+    def __exit__(self, *error):
+        for h in self._hooks: h.remove()
+
+    @property
+    def hists(self): # -> list of (bins, steps), one per module
+        "How many numbers fell into each bin, at each step: counts"
+        return [torch.stack(o, 1) for o in self._counts]
+
+    @property
+    def silent(self): # -> list of (units, steps) bool, one per module
+        "Which units were zero for the whole batch, at each step"
+        return [torch.stack(o, 1) for o in self._silent]
+
+# %% ../nbs/02_single_obj.ipynb #06faf430
+@patch
+def _note(self:Telemetry, i, module, _, out):
+    if not module.training: return
+    out = out.detach().float().cpu()
+    counts = torch.histc(out, self.bins, self.low, self.high)
+    self._counts[i].append(counts)
+    self._silent[i].append((out.transpose(0, 1).flatten(1) == 0).all(1))
+    self.outside[i].append(1 - counts.sum().item()/out.numel())
+    self.means[i].append(out.mean().item())
+    self.stds[i].append(out.std(correction=0).item())
+
+# %% ../nbs/02_single_obj.ipynb #276d1432
+@patch
+def dead(self:Telemetry,
+    last=10, # How many steps in a row, counted from the end
+): # -> list of floats, one per module
+    "Share of units that were silent in each of the last steps; all steps, where there are fewer"
+    return [o[:, -last:].all(1).float().mean().item() for o in self.silent]

@@ -248,3 +248,10 @@ def test_the_same_seed_gives_the_same_batches(kit, workers):
 def test_largest_object_ignores_difficult_ones(kit):
     box, label = largest_object(load_annotations(kit)[0])
     assert label == 0 and box.tolist() == [0, 0, 10, 20]
+
+
+def test_ids_of_a_coco_file_are_never_shared():
+    "Id 0 became 1 and met the picture that was 1 already: two pictures shared their objects"
+    def ids(*given): return [o['id'] for o in to_coco(Annotations([Record(Path(f'{k}.jpg'), i, 9, 9, np.zeros((0, 4), np.float32), np.zeros(0, np.int64),
+                                                                       np.zeros(0, bool)) for k, i in enumerate(given)], ['a'], []))['images']]
+    assert ids(0, 1, 2) == [0, 1, 2] and ids(0, 0) == [1, 2] and ids(7, 12) == [7, 12]

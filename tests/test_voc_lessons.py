@@ -24,6 +24,10 @@ def test_the_first_view_is_the_picture_squashed(ann):
     assert im.shape == (3, 224, 224) and seen.tolist() == [1]
     assert torch.allclose(boxes[0], torch.tensor([40*1.12, 20*2.24, 120*1.12, 70*2.24]))
 
+def test_view_minus_one_is_the_mirror_image(ann):
+    (im, _, _), (back, boxes, _) = vl.Views(ann, 0)[0], vl.Views(ann, -1)[0]
+    assert torch.equal(back, im.flip(-1)) and torch.allclose(boxes[0], torch.tensor([224 - 120*1.12, 20*2.24, 224 - 40*1.12, 70*2.24]))
+
 def test_the_box_moves_with_every_view_and_a_view_is_the_same_twice(ann):
     for view in range(25):
         ds = vl.Views(ann, view)
@@ -44,7 +48,7 @@ def cache(tmp_path):
     torch.save(dict(labels=[torch.tensor([2, 1]), torch.tensor([0])], difficult=[torch.tensor([True, False]), torch.tensor([False])],
                     ids=['a', 'b'], classes=['x', 'y', 'z']), tmp_path/'truth.pt')
     boxes = [torch.tensor([[0., 0, 200, 200], [10, 10, 50, 50]]), torch.tensor([[0., 0, 100, 100]])]
-    for v, cut in ((0, 1.), (1, .1)):
+    for v, cut in ((-1, 1.), (0, 1.), (1, .1)):
         torch.save(dict(feats=torch.full((2, 3, 4, 4), float(v)).half(), boxes=boxes, seen=[torch.ones(2), torch.tensor([cut])]), tmp_path/f'view{v}.pt')
     return tmp_path
 
@@ -66,6 +70,16 @@ def test_the_loss_asks_the_cell_over_the_center_to_be_heard():
     here[0, 0, 4, 2], there[0, 0, 2, 4] = .75, .75
     gap = loss(preds, y, there) - loss(preds, y, here)
     assert torch.allclose(gap, 5*torch.tensor(.75/(.25/48)).log(), atol=1e-4)
+
+def test_the_answer_to_the_mirror_image_is_mirrored_back(cache):
+    "Boxes averaged without turning one back would all be symmetric"
+    class Left(torch.nn.Module): # sees which of the two it is from the activations, and answers right for both
+        def forward(self, x):
+            box = torch.tensor([[10., 10, 50, 50]]).repeat(len(x), 1)
+            box = torch.where(x[:, :1, 0, 0] < 0, torch.stack([224 - box[:, 2], box[:, 1], 224 - box[:, 0], box[:, 3]], 1), box)
+            return torch.cat([(box/224).logit(), torch.tensor([[0., 9, 0]]).repeat(len(x), 1)], 1)
+    row = vl.score(Left(), vl.Kept(cache, 2, True), [0])
+    assert row['l1'] < 1e-3 and row['l1_both'] < 1e-3 and row['accuracy'] == row['accuracy_both'] == 1
 
 def test_report_by_hand(tmp_path, capsys):
     for seed, acc in enumerate((.7, .8, .9)): (tmp_path/f'joint_seed{seed}.json').write_text(json.dumps(dict(seed=seed, accuracy=acc, l1=18.)))
