@@ -20,7 +20,7 @@ def turn_points(
     points, # (..., 2) float x, y
     degrees, # Counterclockwise, as seen on the screen
 ) -> torch.Tensor: # (..., 2) x, y
-    "Turn points about the origin; points are rows and y points down, so this is the textbook's matrix transposed, twice"
+    "Turn points about the origin; rows times the textbook's matrix turn clockwise, which is counterclockwise where y points down"
     a = math.radians(degrees)
     return points @ torch.tensor([[math.cos(a), -math.sin(a)], [math.sin(a), math.cos(a)]])
 

@@ -10,7 +10,7 @@ the body is `mobilenet_v2`, and FILE its weights. The early layers stay frozen, 
 trainings; the late ones learn. `--choose` trains and scores among pictures that seeds 0 to 2 all train on: settings are chosen there.
 Everything can be interrupted: a view that is finished is kept, and a training goes on after its last finished epoch.
 """
-import argparse, json, sys, time
+import argparse, json, time
 from pathlib import Path
 import numpy as np, torch
 from torch import nn
@@ -27,6 +27,10 @@ from objdet.single_obj import CellHead, SingleLoss, accuracy, create_body
 SIZE, EARLY, HELD = 224, 7, 4 # layers before EARLY are asked once; the next HELD stay as they are, too
 # `body`: the late layers' rate, a share of the head's; `ema`: how slowly the mean of the weights, which is scored, follows them
 RECIPE = dict(joint=dict(epochs=8, lr=2e-3, body=.06, ema=.99), multi=dict(epochs=4, lr=2e-3, body=.06, ema=.9))
+
+
+def mirror(boxes): # (n, 4) in pixels of the square, to those of its mirror image
+    return torch.stack([SIZE - boxes[:, 2], boxes[:, 1], SIZE - boxes[:, 0], boxes[:, 3]], 1)
 
 
 class Views(torch.utils.data.Dataset):
@@ -56,7 +60,7 @@ class Views(torch.utils.data.Dataset):
         seen = (boxes[:, 2:] - boxes[:, :2]).prod(1)/area
         boxes = boxes*torch.tensor([SIZE/w, SIZE/h]*2)
         im = v2.functional.resized_crop(im, top, left, h, w, [SIZE, SIZE], antialias=True)
-        if self.view < 0 or self.view and rand(0, 1) < .5: im, boxes = im.flip(-1), torch.stack([SIZE - boxes[:, 2], boxes[:, 1], SIZE - boxes[:, 0], boxes[:, 3]], 1)
+        if self.view < 0 or self.view and rand(0, 1) < .5: im, boxes = im.flip(-1), mirror(boxes)
         if self.view > 0:
             torch.manual_seed(self.view*100_003 + i)
             im = self.light(im)
@@ -67,9 +71,10 @@ def prepare(a):
     "Run all views through the early layers, and write each view to a file"
     ann = load_annotations(a.data, 'train', missing='skip')
     early = create_body('mobilenet_v2', a.weights).layers[:EARLY].eval()
-    a.cache.mkdir(parents=True, exist_ok=True)
+    ids, truth = [str(r.id) for r in ann], a.cache/'truth.pt'
+    if truth.exists() and read_weights(truth)['ids'] != ids: raise SystemExit(f'{a.cache}: holds views of other pictures than {a.data}; remove it, or give another --cache')
     write_whole(dict(labels=[torch.as_tensor(r.labels) for r in ann], difficult=[torch.as_tensor(r.difficult) for r in ann],
-                     ids=[str(r.id) for r in ann], classes=list(ann.classes)), a.cache/'truth.pt')
+                     ids=ids, classes=list(ann.classes)), truth)
     for view in range(-1, a.views):
         if (a.cache/f'view{view}.pt').exists(): continue
         actns, boxes, seen = [], [], []
@@ -141,8 +146,7 @@ def score(model, kept, ids):
         return {k + name: v for name, p in rows.items() for k, v in dict(accuracy=multi_accuracy(p, y).item(), macro_f1=f1_score(p, y).item(),
                                                                          micro_f1=f1_score(p, y, average='micro').item()).items()}
     boxes, labels = (torch.cat(o) for o in zip(*truth))
-    box, mirrored = there[:, :4].sigmoid()*SIZE, back[:, :4].sigmoid()*SIZE
-    mirrored = torch.stack([SIZE - mirrored[:, 2], mirrored[:, 1], SIZE - mirrored[:, 0], mirrored[:, 3]], 1)
+    box, mirrored = there[:, :4].sigmoid()*SIZE, mirror(back[:, :4].sigmoid()*SIZE)
     both = there[:, 4:].softmax(1) + back[:, 4:].softmax(1)
     return dict(accuracy=accuracy(there[:, 4:], labels).item(), l1=(box - boxes).abs().mean().item(),
                 accuracy_both=accuracy(both, labels).item(), l1_both=((box + mirrored)/2 - boxes).abs().mean().item())
@@ -170,6 +174,7 @@ def train(a):
     parts, state = dict(model=model, mean=mean, opt=opt, sched=sched), a.cache/f'{name}.pt'
     if state.exists():
         d = read_weights(state)
+        if d.get('recipe', r) != r: raise SystemExit(f"{state}: begun with {d['recipe']}, asked for is {r}; remove it to start again")
         for k, o in parts.items(): o.load_state_dict(d[k])
         gen.set_state(d['gen']); torch.set_rng_state(d['rng']); done, spent = d['done'], d['spent']
     shares = []
@@ -188,7 +193,7 @@ def train(a):
             opt.step(); opt.zero_grad(); sched.step(); mean.update_parameters(model)
             total += loss.item()
         write_whole({k: o.state_dict() for k, o in parts.items()} |
-                    dict(gen=gen.get_state(), rng=torch.get_rng_state(), done=e + 1, spent=spent + time.time() - start), state)
+                    dict(recipe=r, gen=gen.get_state(), rng=torch.get_rng_state(), done=e + 1, spent=spent + time.time() - start), state)
         print(f'{name} epoch {e + 1}: loss {total/len(bar):.3f}', *[f'{k} {v:.4f}' for k, v in score(mean, kept, val).items()], flush=True)
     row = dict(task=a.task, seed=a.seed, train=len(trn), held_out=len(val), **r, threads=a.threads,
                seconds=round(spent + time.time() - start), **score(mean, kept, val))
@@ -203,8 +208,7 @@ def report(a):
                              multi=('accuracy', 'macro_f1', 'micro_f1', 'accuracy_both', 'macro_f1_both')).items():
         rows = [json.loads(f.read_text()) for f in sorted(a.cache.glob(f'{task}_seed*.json'))]
         for k in names if rows else ():
-            v = np.array([r[k] for r in rows if k in r])
-            if not len(v): continue
+            v = np.array([r[k] for r in rows])
             print(f'{task:5} {k:13} {v.mean():.4f} ± {v.std(ddof=1) if len(v) > 1 else 0:.4f}  seeds {[r["seed"] for r in rows]}: {", ".join(f"{o:.4f}" for o in v)}')
 
 

@@ -1,7 +1,7 @@
 "The command behind the figures of lessons 02 and 03 on VOC: views, splits, targets, report. Run: pytest tests/test_voc_lessons.py"
 import json
 from pathlib import Path
-import numpy as np, pytest, torch
+import numpy as np, pytest, torch, torchvision
 from PIL import Image
 from objdet.pascal_data import Annotations, Record
 import voc_lessons as vl
@@ -82,8 +82,42 @@ def test_the_answer_to_the_mirror_image_is_mirrored_back(cache):
     assert row['l1'] < 1e-3 and row['l1_both'] < 1e-3 and row['accuracy'] == row['accuracy_both'] == 1
 
 def test_report_by_hand(tmp_path, capsys):
-    for seed, acc in enumerate((.7, .8, .9)): (tmp_path/f'joint_seed{seed}.json').write_text(json.dumps(dict(seed=seed, accuracy=acc, l1=18.)))
+    for seed, acc in enumerate((.7, .8, .9)): (tmp_path/f'joint_seed{seed}.json').write_text(json.dumps(dict(seed=seed, accuracy=acc, l1=18., accuracy_both=.5, l1_both=17.)))
     (tmp_path/'joint_choose.json').write_text(json.dumps(dict(seed=9, accuracy=0, l1=0)))
     vl.main(['report', '--cache', str(tmp_path)])
     out = capsys.readouterr().out
     assert '0.8000 ± 0.1000' in out and '18.0000 ± 0.0000' in out and 'multi' not in out
+
+@pytest.fixture
+def weights(tmp_path):
+    "Random weights of `mobilenet_v2`, and kept views of 40 pictures"
+    torch.manual_seed(0)
+    torch.save(torchvision.models.mobilenet_v2(weights=None).features.state_dict(), tmp_path/'w.pth')
+    n = 40
+    torch.save(dict(labels=[torch.tensor([k % 3]) for k in range(n)], difficult=[torch.tensor([False])]*n, ids=[str(k) for k in range(n)], classes=list('abc')),
+               tmp_path/'truth.pt')
+    for v in (-1, 0):
+        torch.save(dict(feats=torch.rand(n, 32, 28, 28).half(), boxes=[torch.tensor([[9., 9, 99, 150]])]*n, seen=[torch.ones(1)]*n), tmp_path/f'view{v}.pt')
+    return tmp_path
+
+def test_an_interrupted_training_ends_as_an_uninterrupted_one(weights, monkeypatch, capsys):
+    "A forgotten random state or schedule changes the figures"
+    args = ['train', 'joint', '--seed', '0', '--epochs', '2', '--views', '1', '--weights', str(weights/'w.pth'), '--cache', str(weights)]
+    def result(): return {k: v for k, v in json.loads((weights/'joint_seed0.json').read_text()).items() if k != 'seconds'}
+    vl.main(args)
+    want, kept = result(), torch.load(weights/'joint_seed0.pt', weights_only=True)['model']
+    for f in ('joint_seed0.json', 'joint_seed0.pt'): (weights/f).unlink()
+    with monkeypatch.context() as m:
+        def stop(*_): raise KeyboardInterrupt
+        m.setattr(vl, 'score', stop) # called when the first epoch has been saved
+        with pytest.raises(KeyboardInterrupt): vl.main(args)
+    assert not (weights/'joint_seed0.json').exists()
+    vl.main(args)
+    again = torch.load(weights/'joint_seed0.pt', weights_only=True)['model']
+    assert result() == want and all(torch.equal(kept[k], again[k]) for k in kept)
+    with pytest.raises(SystemExit, match="joint_seed0.pt: begun with .*'epochs': 2.*'epochs': 3"): vl.main([*args[:5], '3', *args[6:]])
+
+def test_views_of_other_pictures_are_not_mixed(weights, ann, monkeypatch):
+    monkeypatch.setattr(vl, 'load_annotations', lambda *a, **k: ann)
+    with pytest.raises(SystemExit, match='holds views of other pictures'):
+        vl.main(['prepare', '--data', 'x', '--weights', str(weights/'w.pth'), '--cache', str(weights)])
