@@ -32,21 +32,30 @@ def _check_end(tar):
     tar.fileobj.seek(tar.offset)
     if tar.fileobj.read(512) != bytes(512): raise tarfile.ReadError('it stops before its end')
 
+# %% ../nbs/00_pascal_data.ipynb #5be9c402
+def _unpack(tar, folder):
+    "Unpack the open archive `tar` into `folder`, refusing members that lead out of it"
+    if hasattr(tarfile, 'data_filter'): return tar.extractall(folder, filter='data')
+    for m in tar.getmembers():
+        inside = (folder/m.name).resolve().is_relative_to(folder.resolve())
+        if not inside or not (m.isfile() or m.isdir()): raise tarfile.ExtractError(f'{m.name!r} leads out of {folder}, or is no plain file')
+    tar.extractall(folder)
+
 # %% ../nbs/00_pascal_data.ipynb #c08d34f8
 def extract(
     archive, # A tar file
     folder, # The folder that is to hold its content; made whole or not at all
 ) -> Path: # `folder`
-    "Unpack `archive` into `folder` with tarfile's `data` filter; a member that climbs out raises `tarfile.FilterError`"
+    "Unpack `archive` into `folder`; `ValueError` if it is cut off, or if a member would leave the folder"
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     tmp = Path(tempfile.mkdtemp(dir=folder.parent, prefix=folder.name + '.'))
     try:
         with tarfile.open(archive) as tar:
-            tar.extractall(tmp, filter='data')
+            _unpack(tar, tmp)
             _check_end(tar)
         tmp.rename(folder)
-    except (tarfile.TarError, EOFError) as e: raise ValueError(f'{archive}: not a whole tar archive ({e})') from e
+    except (tarfile.TarError, EOFError) as e: raise ValueError(f'{archive}: not a whole tar archive, or not a safe one ({e})') from e
     finally: shutil.rmtree(tmp, ignore_errors=True)
     return folder
 
