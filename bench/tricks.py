@@ -4,7 +4,7 @@ Lesson 03's network, which names all classes of a picture, is trained again for 
 weights, one thing changed. The base has crops and flips and no trick. A row that the file has, made with the same settings, is not made
 again, so that an interrupted run goes on where it stopped. Prints accuracy, macro-F1 at 0.5 and macro-F1 at thresholds chosen on the other
 half of the validation pictures, as means over the seeds with the spread (largest less smallest), and the seconds of one training."""
-import argparse, json, os, sys, time
+import argparse, os, sys, time
 from pathlib import Path
 import torch
 from torch import nn
@@ -17,6 +17,7 @@ from objdet.multilabel import (CellNames, FlipTTA, class_sets, choose_threshold,
 from objdet.pascal_data import Annotations, DataLoaders, get_data, load_splits, squash
 from objdet.show import denormalize
 from objdet.single_obj import create_body
+from saved_rows import done, read_rows as read_table, write_rows
 
 base, tta = 'base: crop and flip', 'test-time augmentation'
 jobs = [base, 'no crop, no flip', 'no normalization', 'mixup', 'label smoothing', 'progressive resizing'] # each is one training a seed
@@ -25,38 +26,12 @@ tricks = [*jobs, tta] # the last one needs no training of its own: the base's ne
 # --- the table
 
 def read_rows(path):
-    "The rows in the file `path`, none if there is no file; `ValueError` if it is of another kind"
-    path = Path(path)
-    if not path.exists(): return []
-    try: rows = json.loads(path.read_text(encoding='utf-8'))['rows']
-    except (ValueError, KeyError, TypeError) as e:
-        why = f'{type(e).__name__}: {e}'
-        raise ValueError(f'{path}: not a table of tricks ({why}); expected JSON with "rows": remove it or choose another --out') from e
-    need = {'trick', 'seed', 'settings', 'accuracy', 'f1', 'f1_chosen', 'seconds'}
-    for i, r in enumerate(rows):
-        if not isinstance(r, dict) or need - r.keys():
-            raise ValueError(f'{path}: row {i} is {str(r)[:80]}; expected the fields {", ".join(sorted(need))}')
-        if r['trick'] not in tricks:
-            raise ValueError(f'{path}: row {i} is of the trick {r["trick"]!r}; expected one of {", ".join(tricks)}')
-    return rows
-
-def write_rows(rows, settings, path):
-    "Write all rows and the settings of this run to a temporary file, then rename: the file is whole or not there"
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tmp = path.with_name(f'{path.name}.{os.getpid()}.tmp')
-    try:
-        tmp.write_text(json.dumps(dict(settings=settings, rows=rows), indent=1) + '\n', encoding='utf-8')
-        os.replace(tmp, path)
-    finally: tmp.unlink(missing_ok=True)
-
-def done(rows, settings):
-    "The (trick, seed) that `rows` have with the same settings"
-    return {(r['trick'], r['seed']) for r in rows if r['settings'] == settings}
+    "The rows in the file `path`; see `saved_rows.read_rows`"
+    return read_table(path, 'trick', tricks, ('accuracy', 'f1', 'f1_chosen', 'seconds'))
 
 def missing(rows, settings, seeds):
     "The (job, seed) still to be trained; the base is trained again where only its test-time augmentation is missing"
-    have = done(rows, settings)
+    have = done(rows, 'trick', settings)
     return [(j, s) for s in range(seeds) for j in jobs if (j, s) not in have or j == base and (tta, s) not in have]
 
 def table(rows, settings):

@@ -10,7 +10,7 @@ import torch, torchvision
 from torch import nn
 from .ssd_loss import BCELoss, actn_to_bb
 
-# %% ../nbs/06_focal_nms.ipynb #85261625
+# %% ../nbs/06_focal_nms.ipynb #5ca8930b
 class FocalLoss(BCELoss):
     "Binary cross entropy weighted by α and (1 - p_t)^γ (Lin et al., *Focal Loss for Dense Object Detection*, equation 5)"
     def __init__(self,
@@ -20,14 +20,20 @@ class FocalLoss(BCELoss):
     ):
         super().__init__(n_classes)
         self.alpha, self.gamma = alpha, gamma
-    def get_weight(self, # -> (…, c)
-        p, # (…, c) activations
-        t, # (…, c) targets, 0 or 1
+    def get_weight(self, # -> (…)
+        p, # (…) activations
+        t, # (…) or one for all: what they should be, 0 or 1
     ):
         "Large where the answer is wrong"
         prob = p.sigmoid()
         pt = prob*t + (1 - prob)*(1 - t)
         return (self.alpha*t + (1 - self.alpha)*(1 - t))*(1 - pt)**self.gamma
+    def price(self, # -> (…)
+        p, # (…) activations
+        t, # What all the answers should be: 0 or 1
+    ):
+        "The cross entropy of each answer, weighted"
+        return self.get_weight(p, t)*super().price(p, t)
 
 # %% ../nbs/06_focal_nms.ipynb #a13c2729
 def nms(
@@ -40,7 +46,7 @@ def nms(
     order = scores.argsort(descending=True, stable=True)[:top_k]
     return order[torchvision.ops.nms(boxes[order].float(), scores[order].float(), overlap)]
 
-# %% ../nbs/06_focal_nms.ipynb #aab273d7
+# %% ../nbs/06_focal_nms.ipynb #9948dd1a
 @torch.no_grad()
 def detect(
     preds, # Class activations (b, k, c+1) and box activations (b, k, 4) of a model
@@ -53,12 +59,14 @@ def detect(
 ) -> list: # one dict a picture: `boxes` (n, 4) in pixels of the square, `scores` (n,), `labels` (n,), best first
     "Activations to detections: decode, threshold each class, suppress class by class, keep the best (SSD paper, 3)"
     boxes = actn_to_bb(preds[1], anchors.to(preds[1]), grid_sizes.to(preds[1])).clamp(0, 1)*size
-    return [_detect_1(s, b, thresh, overlap, top_k) for s, b in zip(preds[0][..., :-1].sigmoid(), boxes)]
+    scores = preds[0][..., :-1].sigmoid()
+    pic, anchor, label = (scores > thresh).nonzero(as_tuple=True)
+    counts = pic.bincount(minlength=len(scores)).tolist()
+    found = (o.split(counts) for o in (boxes[pic, anchor], scores[pic, anchor, label], label))
+    return [_detect_1(*one, overlap, top_k) for one in zip(*found)]
 
-# %% ../nbs/06_focal_nms.ipynb #5fb85e49
-def _detect_1(scores, boxes, thresh, overlap, top_k):
-    "One picture: scores (k, c), boxes (k, 4)"
-    anchor, label = (scores > thresh).nonzero(as_tuple=True)
-    score = scores[anchor, label]
-    keep = torchvision.ops.batched_nms(boxes[anchor], score, label, overlap)[:top_k]
-    return dict(boxes=boxes[anchor[keep]], scores=score[keep], labels=label[keep])
+# %% ../nbs/06_focal_nms.ipynb #7beb5150
+def _detect_1(boxes, score, label, overlap, top_k):
+    "One picture: boxes (n, 4), score and label (n,) of all that passed the threshold"
+    keep = torchvision.ops.batched_nms(boxes, score, label, overlap)[:top_k]
+    return dict(boxes=boxes[keep], scores=score[keep], labels=label[keep])

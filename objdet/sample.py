@@ -531,35 +531,37 @@ declared = dict(per_picture=(2.6, 3.4), empty=(0.01, 0.06), difficult=(0.15, 0.2
 other_symbols = '⌘⌨☃☕☗☘☝☠☢☣☮☯♀♂♆♈♉♊♎♏♚♛♜♝♟♠♣♥♦♨♪♫♻♿⚄⚒⚔⚖⚗⚛⚜⚠⚡✆✇✌✎✒✔✖✚✤✱✶❀❄❖➤🐭🂠'
 alphabet = [sample_symbols[c] for c in sample_classes] + list(other_symbols)
 
-# %% ../nbs/92_sample.ipynb #37431c63
+# %% ../nbs/92_sample.ipynb #5171d499
 def symbol_picture(
     chars,  # characters, one of which is drawn
     index,  # number of the picture
     stream='symbol_train', # or 'symbol_test'
     size=112, # pixels of the square
+    sides=(0.25, 0.9), # least and greatest side of the symbol, as a share of the square's
 ):
     "A square PIL picture of one symbol on random ground; its seeds and scenes never occur in the sample"
     rng = picture_rng(stream, index)
     im = draw_ground(rng, int(rng.integers(1000, 10**6)), (size, size))
     for _ in range(rng.integers(0, 4)): im, _ = draw_clutter(rng, im, str(rng.choice(['letter', 'blob', 'line', 'corner'])))
     art = turn_symbol(chars[rng.integers(len(chars))], rng.normal(0, 12))
-    side, stretch = rng.uniform(0.25, 0.9), np.exp(rng.normal(0.1, 0.3))
+    side, stretch = np.exp(rng.uniform(*np.log(sides))), np.exp(rng.normal(0.1, 0.3))
     (w, h), xy = _place(rng, art, side, stretch, (size, size))
     there, _ = _window(*xy, w, h, size, size)
     stamp = stamp_symbol(rng, art, (w, h), im[there].mean((0, 1)))
     paste_stamp(im, np.zeros((size, size), np.uint8), 1, stamp, xy, shadow=rng.uniform(0, 0.5))
     return finish_picture(rng, im)
 
-# %% ../nbs/92_sample.ipynb #1d169ee0
+# %% ../nbs/92_sample.ipynb #337d0d09
 def symbol_batch(
     symbols, # list of strings; the characters of a string are one class
     start,   # number of the first picture
     n,       # how many
     stream='symbol_train', # or 'symbol_test'
+    sides=(0.25, 0.9), # as in `symbol_picture`
 ):
     "Pictures (n, 3, 112, 112) uint8 and labels (n,) int64; picture i shows class i modulo the number of classes"
     labels = [i % len(symbols) for i in range(start, start + n)]
-    pics = [np.asarray(symbol_picture(symbols[l], i, stream)) for i, l in enumerate(labels, start)]
+    pics = [np.asarray(symbol_picture(symbols[l], i, stream, sides=sides)) for i, l in enumerate(labels, start)]
     return torch.from_numpy(np.stack(pics)).permute(0, 3, 1, 2).contiguous(), torch.tensor(labels)
 
 # %% ../nbs/92_sample.ipynb #40e885fa

@@ -1,10 +1,11 @@
 "Anchors, overlap and matching, against the lecture's printed example, torchvision and the readable loop"
+from itertools import combinations
 from pathlib import Path
 import pytest, torch, torchvision
 from hypothesis import given, settings, strategies as st
 from objdet.pascal_data import cxcywh_to_xyxy, load_annotations, read_voc_xml
-from objdet.anchors_matching import (anchor_recall, conv_size, create_anchors, default_grids, default_shapes, default_zooms, jaccard,
-    map_to_ground_truth, match_anchors, receptive_field, sort_objects)
+from objdet.anchors_matching import (anchor_recall, best_overlap, conv_size, create_anchors, default_grids, default_shapes, default_zooms,
+    gradient_field, greedy_cover, jaccard, map_to_ground_truth, match_anchors, receptive_field, shape_lattice, sort_objects, suggest_anchors)
 
 all_anchors = create_anchors(default_grids, default_zooms, default_shapes)[0]
 
@@ -68,6 +69,27 @@ def test_more_objects_than_anchors():
     m = match_anchors(anchors, boxes[None], torch.zeros(1, 9, dtype=torch.int64))
     assert (m.overlap > 1).sum() == 4 and len(m.index[m.overlap > 1].unique()) == 4
 
+def test_more_objects_than_anchors_in_a_batch():
+    "The crowded picture fills its four anchors, the best pairs first; its neighbors keep theirs"
+    anchors, _ = create_anchors([2])
+    boxes, labels = torch.zeros(3, 9, 4), torch.full((3, 9), -1)
+    for i, n in enumerate([2, 9, 0]): boxes[i, :n], labels[i, :n] = random_boxes(n, i), 0
+    m = match_anchors(anchors, boxes, labels)
+    assert (m.overlap > 1).sum(1).tolist() == [2, 4, 0]
+    for i, n in enumerate([2, 9]):
+        own = m.index[i][m.overlap[i] > 1]
+        assert len(own.unique()) == len(own) == min(n, 4) and own.max() < n
+
+@given(st.integers(0, 10**6), st.permutations(range(4)), st.integers(0, 5))
+@settings(deadline=None, max_examples=20)
+def test_the_order_of_pictures_and_padding_do_not_matter(seed, perm, pad):
+    boxes, labels = torch.zeros(4, 8, 4), torch.full((4, 8), -1)
+    for i, n in enumerate([3, 0, 8, 1]): boxes[i, :n], labels[i, :n] = random_boxes(n, seed+i, 4), torch.arange(n) % 3
+    a = match_anchors(all_anchors, boxes, labels)
+    wide = torch.cat([boxes, torch.rand(4, pad, 4)], 1), torch.cat([labels, torch.full((4, pad), -1)], 1)  # padding may hold anything
+    b = match_anchors(all_anchors, *(o[perm] for o in wide))
+    assert torch.equal(a.overlap[perm], b.overlap) and torch.equal(a.index[perm][b.positive], b.index[b.positive])
+
 @given(st.integers(0, 10**6), st.lists(st.integers(0, 12), min_size=1, max_size=5), st.sampled_from([None, 2, 4]))
 @settings(deadline=None, max_examples=60)
 def test_the_batch_agrees_with_the_loop(seed, sizes, grid):
@@ -112,6 +134,50 @@ def test_anchor_recall_by_hand():
     boxes = torch.tensor([[0, 0, .5, .5], [0, 0, .5, .25], [0, 0, .5, .2]])   # overlaps 1, .5, .4
     assert anchor_recall(anchors, boxes) == pytest.approx(2/3)
 
+@pytest.mark.parametrize('layers', [[(3, 1), (2, 2)], [(5, 2), (3, 1)], [(3, 2), (3, 1), (3, 2), (3, 1)]])
+def test_the_gradient_sees_what_the_layers_say(layers):
+    torch.manual_seed(0)
+    size, _ = receptive_field(layers)
+    field = gradient_field(torch.nn.Sequential(*(torch.nn.Conv2d(1, 1, k, s) for k, s in layers)), (1, 41, 43))
+    assert field.shape == (41, 43) and field.requires_grad is False
+    assert [int((field.sum(d) > 0).sum()) for d in (0, 1)] == [size, size]
+
+def test_the_gradient_field_leaves_no_gradients_behind():
+    net = torch.nn.Conv2d(3, 2, 3)
+    gradient_field(net, (3, 9, 9))
+    assert all(p.grad is None for p in net.parameters())
+
+def test_best_overlap_in_parts():
+    boxes = random_boxes(1500, 0)
+    assert torch.equal(best_overlap(all_anchors, boxes), jaccard(boxes, cxcywh_to_xyxy(all_anchors)).amax(1))
+    assert best_overlap(all_anchors, torch.zeros(0, 4)).shape == (0,)
+
+def test_shape_lattice_by_hand():
+    assert shape_lattice((1., .5), (4.,)) == [(2., .5), (1., .25)]
+    assert len(set(shape_lattice())) == 84
+
+@given(st.integers(0, 10**6), st.integers(1, 7), st.integers(1, 20), st.integers(1, 4))
+@settings(deadline=None, max_examples=40)
+def test_the_greedy_choice_is_near_the_best_one(seed, s, n, k):
+    reach = torch.rand(s, n, generator=torch.Generator().manual_seed(seed)) > .7
+    chosen = greedy_cover(reach, k)
+    best = max(reach[list(c)].any(0).sum().item() for c in combinations(range(s), min(k, s)))
+    assert len(chosen) == len(set(chosen)) <= k
+    assert reach[chosen].any(0).sum().item() >= (1 - 1/2.718281828)*best
+
+def test_suggested_anchors_by_hand():
+    boxes = torch.tensor([[.25, 0, .75, 1], [.25, 0, .75, 1], [0, 0, 1, 1]])   # two narrow objects, one that fills the picture
+    shapes = [(1., 1.), (.5, 1.)]
+    assert suggest_anchors(boxes, (1,), 1, .9, shapes) == ((1,), (1.,), ((.5, 1.),))
+    assert suggest_anchors(boxes, (1,), 2, .9, shapes) == ((1,), (1.,), ((.5, 1.), (1., 1.)))
+    with pytest.raises(ValueError, match='none of 2 shapes'): suggest_anchors(boxes/100, (1,), candidates=shapes)
+
+def test_suggested_anchors_on_a_grid_that_is_not_square():
+    boxes = cxcywh_to_xyxy(create_anchors([(2, 4)], shapes=((.5, 1.4),))[0])
+    args = suggest_anchors(boxes, ((2, 4),), 1, .99, [(1., 1.), (1.4, .5), (.5, 1.4)])
+    assert args == (((2, 4),), (1.,), ((.5, 1.4),))
+    assert anchor_recall(create_anchors(*args)[0], boxes, .99) == 1
+
 voc = Path(__file__).parents[2]/'shared/voc2007'
 
 @pytest.mark.skipif(not voc.exists(), reason='needs PASCAL VOC 2007 beside the repository')
@@ -128,3 +194,4 @@ def test_how_many_objects_lose_their_best_anchor_to_another_in_voc():
         counts.append((sum(lost), sum(n > 0 for n in lost)))
     assert counts == [(953, 511), (233, 190)]
     assert anchor_recall(all_anchors, torch.cat(units)) == pytest.approx(.444, abs=5e-4)
+    assert anchor_recall(create_anchors(*suggest_anchors(torch.cat(units)))[0], torch.cat(units)) > .5

@@ -1,17 +1,13 @@
 "Multi-label: losses against torch.nn.functional and by hand, F1 by hand and against a plain count, thresholds, batches"
-import importlib.util, json, math, pickle
+import json, math, pickle
 from pathlib import Path
-import numpy as np, pytest, torch
+import numpy as np, pytest, torch, tricks
 from hypothesis import given, settings, strategies as st
 from torch.nn import functional as F
 from torchvision import tv_tensors
 from objdet.multilabel import (CellNames, ConcatPool, FlipTTA, MultiLabelBatch, binary_cross_entropy, choose_threshold, class_sets, cross_entropy,
                                f1_score, mean_squared_error, mixup, multi_accuracy, multi_hot, multilabel_head, smooth_targets)
 from objdet.pascal_data import Annotations, DataLoaders, Record
-
-spec = importlib.util.spec_from_file_location('tricks', Path(__file__).resolve().parents[1]/'bench/tricks.py')
-tricks = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(tricks)
 
 said = torch.tensor([[.9, .1], [.8, .2], [.7, .6], [.3, .4]])
 true = torch.tensor([[1., 0], [1, 1], [0, 0], [1, 0]])

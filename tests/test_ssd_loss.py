@@ -2,9 +2,10 @@
 import pytest, torch
 from hypothesis import given, settings, strategies as st
 from torch.nn import functional as F
-from objdet.pascal_data import cxcywh_to_xyxy, xyxy_to_cxcywh, unpad
+from objdet.pascal_data import cxcywh_to_xyxy, pad_batch, xyxy_to_cxcywh, unpad
 from objdet.anchors_matching import create_anchors, default_grids, default_shapes, default_zooms, jaccard, map_to_ground_truth, sort_objects
-from objdet.ssd_loss import BCELoss, OutConv, SSDHead, SSDLoss, SSDMultiHead, StdConv, actn_to_bb, bb_to_actn, flatten_conv
+from objdet.ssd_loss import (BCELoss, HardNegativeLoss, OutConv, SSDHead, SSDLoss, SSDMultiHead, SoftmaxLoss, StdConv, actn_to_bb, bb_to_actn,
+                             flatten_conv, keep_activations, set_background_bias)
 from objdet.focal_nms import FocalLoss
 
 C, SIZE = 5, 112
@@ -121,3 +122,74 @@ def test_head_shapes_and_bias(head, n):
     clas, bbox = head.eval()(torch.randn(2, 8, 7, 7))
     assert clas.shape == (2, n, C+1) and bbox.shape == (2, n, 4)
     assert clas.mean() < -1
+
+def slow_hard(each, pos, ratio):
+    "Picture by picture, one negative at a time: always the worst that is left"
+    total = 0.
+    for e, p in zip(each, pos):
+        total += sum(v for v, yes in zip(e.tolist(), p.tolist()) if yes)
+        left = [v for v, yes in zip(e.tolist(), p.tolist()) if not yes]
+        for _ in range(min(ratio*int(p.sum()), len(left))): total += left.pop(left.index(max(left)))
+    return total
+
+@given(st.lists(st.integers(0, 12), min_size=1, max_size=4), st.integers(0, 5), st.integers(0, 10**6), st.booleans())
+@settings(deadline=None, max_examples=50)
+def test_hard_negatives_are_the_slow_loop_s(positives, ratio, seed, softmax):
+    g = torch.Generator().manual_seed(seed)
+    pred, targ = torch.randn(len(positives), 12, C+1, generator=g), torch.full((len(positives), 12), C)
+    for t, n in zip(targ, positives): t[torch.randperm(12, generator=g)[:n]] = torch.randint(0, C, (n,), generator=g)
+    kind = (SoftmaxLoss if softmax else BCELoss)(C)
+    want = slow_hard(kind.each(pred, targ), targ < C, ratio)
+    assert HardNegativeLoss(C, ratio, kind)(pred, targ).item() == pytest.approx(want, rel=1e-4, abs=1e-4)
+
+def test_hard_negatives_with_ties_keep_the_count():
+    pred, targ = torch.zeros(2, 10, C+1), torch.full((2, 10), C)
+    targ[0, 4] = 1
+    each = C*torch.log(torch.tensor(2.))
+    assert torch.isclose(HardNegativeLoss(C)(pred, targ), 4*each)      # one positive, three of nine equal negatives, none of the empty picture
+
+def test_only_kept_anchors_get_a_gradient():
+    pred, targ = torch.randn(3, 20, C+1, requires_grad=True), torch.full((3, 20), C)
+    targ[0, :2], targ[1, 5] = 0, 2
+    HardNegativeLoss(C)(pred, targ).backward()
+    assert (pred.grad.abs().sum(-1) > 0).sum(1).tolist() == [8, 4, 0]
+
+@pytest.mark.parametrize('kind', [HardNegativeLoss, SoftmaxLoss])
+@pytest.mark.parametrize('sizes, pad', [([0, 0], 3), ([0, 2], 0), ([40, 0, 3], 0)])
+def test_other_class_losses_are_finite_in_ssd_loss(kind, sizes, pad):
+    preds, targ = batch(sizes, pad=pad)
+    preds = [p.requires_grad_() for p in preds]
+    loss = SSDLoss(anchors, grid_sizes, SIZE, C, kind(C))(preds, targ)
+    loss.backward()
+    assert torch.isfinite(loss) and all(p.grad is not None and torch.isfinite(p.grad).all() for p in preds)
+
+def test_the_loop_and_the_batch_agree_for_all_class_losses():
+    preds, targ = batch([3, 0, 6], seed=5)
+    for clas in (HardNegativeLoss(C), HardNegativeLoss(C, clas_loss=SoftmaxLoss(C)), SoftmaxLoss(C)):
+        assert torch.isclose(SSDLoss(anchors, grid_sizes, SIZE, C, clas)(preds, targ), loop_loss(preds, targ, clas), rtol=1e-5)
+
+def test_softmax_is_torch_s_with_background_last():
+    p, t = torch.randn(4, 9, C+1), torch.randint(0, C+1, (4, 9))
+    assert torch.isclose(SoftmaxLoss(C)(p, t), F.cross_entropy(p.view(-1, C+1), t.view(-1), reduction='sum'))
+    assert torch.allclose(SoftmaxLoss(C).each(p, t), -p.log_softmax(-1).gather(-1, t[..., None])[..., 0], atol=1e-6)
+
+def test_each_sums_to_the_loss():
+    p, t = torch.randn(4, 9, C+1), torch.randint(0, C+1, (4, 9))
+    for loss in (BCELoss(C), SoftmaxLoss(C), FocalLoss(C)):
+        assert loss.each(p, t).shape == (4, 9) and torch.isclose(loss.each(p, t).sum(), loss(p, t))
+
+def test_background_bias_of_every_output():
+    head = set_background_bias(SSDMultiHead(8, C, nf=16, bias=-4.), 1.5).eval()
+    for m in head.outs: torch.nn.init.zeros_(m.clas.weight)
+    clas, _ = head(torch.randn(2, 8, 7, 7))
+    assert (clas[..., -1] == 1.5).all() and (clas[..., :-1] == -4).all()
+
+def test_kept_activations_are_the_body_s_with_their_boxes():
+    body = torch.nn.Conv2d(3, 4, 2, 2)
+    g = torch.Generator().manual_seed(0)
+    items = [(torch.randint(0, 256, (3, 8, 8), dtype=torch.uint8, generator=g),
+              dict(boxes=torch.rand(n, 4, generator=g), labels=torch.arange(n))) for n in (2, 0, 5)]
+    kept = keep_activations(body, items, bs=2, dtype=torch.float32)
+    x, (boxes, labels) = pad_batch(items)
+    assert torch.allclose(torch.stack([k[0] for k in kept]), body(x), atol=1e-5)
+    assert torch.equal(torch.stack([k[1][0] for k in kept]), boxes) and torch.equal(torch.stack([k[1][1] for k in kept]), labels)
