@@ -165,6 +165,12 @@ def _best_objects(overlaps, pic, b):
     first = torch.where(overlaps == best[pic], rows, len(pic))
     return best, torch.zeros_like(best, dtype=torch.int64).scatter_reduce(0, pics, first, 'amin', include_self=False)
 
+# %% ../nbs/04_anchors_matching.ipynb #220e92a4
+def _wins(offers, pic):
+    "Whether no other object of its picture, `(n,)`, offers more for object j's anchor than j does; `offers` is (n, n), column j for that anchor"
+    rivals = offers.masked_fill(pic[:, None] != pic, -1)
+    return rivals.argmax(0) == torch.arange(len(pic), device=pic.device)
+
 # %% ../nbs/04_anchors_matching.ipynb #d27a3df4
 def _own_anchors(overlaps, pic, b):
     "For each object (row) an anchor of its own, -1 where its picture has none left: pairs that are best in row and column, round by round"
@@ -180,17 +186,11 @@ def _own_anchors(overlaps, pic, b):
         left = left[~mutual & (value >= 0)]
     return own
 
-# %% ../nbs/04_anchors_matching.ipynb #220e92a4
-def _wins(offers, pic):
-    "Whether no other object of its picture, `(n,)`, offers more for object j's anchor than j does; `offers` is (n, n), column j for that anchor"
-    rivals = offers.masked_fill(pic[:, None] != pic, -1)
-    return rivals.argmax(0) == torch.arange(len(pic), device=pic.device)
-
-# %% ../nbs/04_anchors_matching.ipynb #a6d3e476
+# %% ../nbs/04_anchors_matching.ipynb #e86d7281
 class Match(NamedTuple):
     "Who answers for what, in a batch"
     overlap: torch.Tensor # (b, k); 1.99 where the anchor is an object's own
-    index: torch.Tensor # (b, k): the anchor's object, as its place in the batch's `boxes`
+    index: torch.Tensor # (b, k): the anchor's object, as its place in the batch's `boxes`; meaningless where not positive
     positive: torch.Tensor # (b, k) bool: above the threshold
 
 # %% ../nbs/04_anchors_matching.ipynb #36d5940b

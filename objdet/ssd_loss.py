@@ -163,9 +163,9 @@ def set_background_bias(
         if isinstance(m, OutConv): nn.init.constant_(m.clas.bias.data.view(m.k, -1)[:, -1], bias)
     return head
 
-# %% ../nbs/05_ssd_loss.ipynb #c926bf89
+# %% ../nbs/05_ssd_loss.ipynb #2af0a73e
 class SSDLoss(nn.Module):
-    "Box and class loss of a batch, divided by its positives (SSD paper, equation 1, with L1 on corners and binary cross entropy)"
+    "Box and class loss of a batch, divided by its positives (SSD paper, equation 1, with L1 on corners and binary cross-entropy)"
     def __init__(self,
         anchors, # (k, 4) cx, cy, w, h in units of the square
         grid_sizes, # (k, 2)
