@@ -1,4 +1,4 @@
-"""What each loss of the classes gives, everything else the same: python bench/losses.py --seeds 3 --epochs 8 --out nbs/05_losses.json
+"""What each loss of the classes gives, everything else the same: python bench/losses.py --seeds 3 --epochs 5 --out nbs/05_losses.json
 
 Lesson 05's network with 189 anchors: the body is frozen and asked once about every picture and its mirror image; the head is trained anew for
 each loss and seed, with the same first weights, order of pictures, anchors, epochs and rates. A row that the file has, made with the
@@ -62,17 +62,20 @@ def table(rows, settings):
 
 def options(argv=None):
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, n, what in (('seeds', 3, 'trainings of each loss'), ('bs', 32, 'pictures a batch'), ('epochs', 8, 'of each training'),
+    for name, n, what in (('seeds', 3, 'trainings of each loss'), ('bs', 32, 'pictures a batch'), ('epochs', 5, 'of each training'),
                           ('limit', 0, 'use only so many pictures of each split; 0: all'), ('threads', 0, "of torch; 0: torch's own choice")):
         p.add_argument(f'--{name}', type=int, default=n, help=f'{what} (default {n})')
     p.add_argument('--lr', type=float, default=5e-3, help='highest rate (default 0.005)')
     p.add_argument('--data', help='as in lesson 00: sample, voc2007, a folder, a .json or a .tar (default: OBJDET_DATA, else sample)')
     p.add_argument('--body', help='as in lesson 02: symbols, mobilenet_v2, … (default: OBJDET_BODY, else symbols)')
     p.add_argument('--weights', help='as in lesson 02: a file, DEFAULT or none (default: OBJDET_WEIGHTS, else DEFAULT)')
+    p.add_argument('--only', default='', help='losses whose name contains this; all by default')
     p.add_argument('--out', type=Path, default=Path('nbs/05_losses.json'), help='the table (default nbs/05_losses.json)')
     a = p.parse_args(argv)
     if min(a.seeds, a.epochs, a.bs) < 1 or min(a.limit, a.threads) < 0:
         p.error('seeds, epochs and bs are at least 1; limit and threads at least 0')
+    a.names = [n for n in losses if a.only in n]
+    if not a.names: p.error(f'no loss has {a.only!r} in its name; there are: {", ".join(losses)}')
     return a
 
 def main(argv=None):
@@ -83,8 +86,8 @@ def main(argv=None):
     body = create_body(a.body, a.weights)
     weights = str(a.weights or os.environ.get('OBJDET_WEIGHTS') or 'DEFAULT')
     settings = dict(data=path.name, pictures=[len(trn), len(val)], body=body.name, weights=Path(weights).name, epochs=a.epochs, bs=a.bs, lr=a.lr)
-    todo = [(n, s) for s in range(a.seeds) for n in losses if (n, s) not in done(rows, 'name', settings)]
-    print(f'{len(trn)} + {len(val)} pictures; {len(todo)} of {a.seeds*len(losses)} trainings to do, rows go to {a.out}', flush=True)
+    todo = [(n, s) for s in range(a.seeds) for n in a.names if (n, s) not in done(rows, 'name', settings)]
+    print(f'{len(trn)} + {len(val)} pictures; {len(todo)} of {a.seeds*len(a.names)} trainings to do, rows go to {a.out}', flush=True)
     dls = loaders(body, trn, val, a.bs) if todo else None
     for i, (name, seed) in enumerate(todo, 1):
         print(f'\n[{i}/{len(todo)}] {name}, seed {seed}', flush=True)
