@@ -92,7 +92,10 @@ def test_a_loss_for_other_anchors_is_refused():
 def test_decoding_has_an_inverse_and_bounds():
     a = torch.randn(7, 189, 4).clamp(-2, 2)
     boxes = actn_to_bb(a, anchors, grid_sizes)
-    assert torch.allclose(bb_to_actn(boxes, anchors, grid_sizes), a, atol=1e-3)
+    back = bb_to_actn(boxes, anchors, grid_sizes)
+    assert torch.allclose(actn_to_bb(back, anchors, grid_sizes), boxes, rtol=0, atol=1e-5) and torch.allclose(back, a, atol=1e-3)
+    double = [o.double() for o in (a, anchors, grid_sizes)]
+    assert torch.allclose(bb_to_actn(actn_to_bb(*double), *double[1:]), double[0], rtol=0, atol=1e-5)
     c = xyxy_to_cxcywh(actn_to_bb(a*100, anchors, grid_sizes))
     ratio = c[..., 2:]/anchors[:, 2:]
     assert ratio.min() > .5 - 1e-5 and ratio.max() < 1.5 + 1e-5
