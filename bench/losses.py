@@ -4,32 +4,21 @@ Lesson 05's network with 189 anchors: the body is frozen and asked once about ev
 each loss and seed, with the same first weights, order of pictures, anchors, epochs and rates. A row that the file has, made with the
 same settings, is not made again, so that an interrupted run goes on where it stopped. Prints the mAP (11 points, IoU 0.5, score 0.01 or more,
 suppression at 0.45) of each seed, their mean and standard deviation, and the seconds of one training."""
-import argparse, os, statistics as st, sys, time
-from pathlib import Path
+import statistics as st, sys, time
 import torch
-from torch import nn
-from torch.utils.data import DataLoader
-from torchvision.transforms import v2
 from objdet.anchors_matching import create_anchors, default_grids, default_shapes, default_zooms
 from objdet.focal_nms import FocalLoss, detect
 from objdet.learner import Learner, set_seed
-from objdet.pascal_data import Annotations, DataLoaders, DetectionDataset, get_data, load_splits, squash
+from objdet.pascal_data import Annotations, DetectionDataset, get_data, load_splits
 from objdet.score import mean_ap
-from objdet.single_obj import EitherSide, create_body
-from objdet.ssd_loss import BCELoss, HardNegativeLoss, SoftmaxLoss, SSDLoss, SSDMultiHead, keep_activations, set_background_bias
-from saved_rows import done, read_rows, write_rows
+from objdet.single_obj import create_body
+from objdet.ssd_loss import BCELoss, HardNegativeLoss, SoftmaxLoss, SSDLoss, SSDMultiHead, kept_loaders, set_background_bias
+from saved_rows import done, parse, parser, read_rows, settings_of, write_rows
 
 losses = {'softmax with background': SoftmaxLoss, 'binary cross entropy': BCELoss, 'hard negatives, 3 to 1': HardNegativeLoss}
 def focal(alpha, gamma): losses[f'focal, α = {alpha}, γ = {gamma}'] = lambda c: FocalLoss(c, alpha, gamma)
 for g in (0, 1, 2, 3): focal(.25, g)
 for a in (.1, .5, .75): focal(a, 2)
-
-def loaders(body, trn, val, bs):
-    "Kept activations of the training pictures, either side by chance, and of the validation pictures"
-    keep = lambda a, *more, **kw: keep_activations(body, DetectionDataset(a, v2.Compose([squash(body.size), *more])), **kw)
-    sides = EitherSide(keep(trn), keep(trn, v2.RandomHorizontalFlip(1.)))
-    kw = dict(shuffle=True, drop_last=len(trn) >= bs, generator=torch.Generator())
-    return DataLoaders(DataLoader(sides, bs, **kw), DataLoader(keep(val, dtype=torch.float32), 100))
 
 def as_yes_no(preds, name):
     "Class activations whose sigmoid is the probability; a softmax's are turned into such"
@@ -61,19 +50,9 @@ def table(rows, settings):
     return out
 
 def options(argv=None):
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, n, what in (('seeds', 3, 'trainings of each loss'), ('bs', 32, 'pictures a batch'), ('epochs', 5, 'of each training'),
-                          ('limit', 0, 'use only so many pictures of each split; 0: all'), ('threads', 0, "of torch; 0: torch's own choice")):
-        p.add_argument(f'--{name}', type=int, default=n, help=f'{what} (default {n})')
-    p.add_argument('--lr', type=float, default=5e-3, help='highest rate (default 0.005)')
-    p.add_argument('--data', help='as in lesson 00: sample, voc2007, a folder, a .json or a .tar (default: OBJDET_DATA, else sample)')
-    p.add_argument('--body', help='as in lesson 02: symbols, mobilenet_v2, … (default: OBJDET_BODY, else symbols)')
-    p.add_argument('--weights', help='as in lesson 02: a file, DEFAULT or none (default: OBJDET_WEIGHTS, else DEFAULT)')
+    p = parser(__doc__, 'nbs/05_losses.json', seeds=3, epochs=5, lr=5e-3)
     p.add_argument('--only', default='', help='losses whose name contains this; all by default')
-    p.add_argument('--out', type=Path, default=Path('nbs/05_losses.json'), help='the table (default nbs/05_losses.json)')
-    a = p.parse_args(argv)
-    if min(a.seeds, a.epochs, a.bs) < 1 or min(a.limit, a.threads) < 0:
-        p.error('seeds, epochs and bs are at least 1; limit and threads at least 0')
+    a = parse(p, argv)
     a.names = [n for n in losses if a.only in n]
     if not a.names: p.error(f'no loss has {a.only!r} in its name; there are: {", ".join(losses)}')
     return a
@@ -83,12 +62,12 @@ def main(argv=None):
     if a.threads: torch.set_num_threads(a.threads)
     rows, path = read_rows(a.out, 'name', losses, ('map', 'seconds')), get_data(a.data) # a broken table is told before anything is trained
     trn, val = [Annotations(s.records[:a.limit or None], s.classes, s.skipped) for s in load_splits(path)]
+    set_seed(0) # a random body must be the same again when the run goes on
     body = create_body(a.body, a.weights)
-    weights = str(a.weights or os.environ.get('OBJDET_WEIGHTS') or 'DEFAULT')
-    settings = dict(data=path.name, pictures=[len(trn), len(val)], body=body.name, weights=Path(weights).name, epochs=a.epochs, bs=a.bs, lr=a.lr)
+    settings = settings_of(a, path, trn, val, body)
     todo = [(n, s) for s in range(a.seeds) for n in a.names if (n, s) not in done(rows, 'name', settings)]
     print(f'{len(trn)} + {len(val)} pictures; {len(todo)} of {a.seeds*len(a.names)} trainings to do, rows go to {a.out}', flush=True)
-    dls = loaders(body, trn, val, a.bs) if todo else None
+    dls = kept_loaders(body, trn, val, body.size, a.bs) if todo else None
     for i, (name, seed) in enumerate(todo, 1):
         print(f'\n[{i}/{len(todo)}] {name}, seed {seed}', flush=True)
         new = dict(train(name, seed, body.channels, dls, val, body.size, a), settings=settings)

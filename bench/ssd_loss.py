@@ -26,9 +26,9 @@ def make_anchors(n):
     parts = [create_anchors([g], (2.,), slim[:k]) for g, k in ssd300]
     return tuple(torch.cat(o) for o in zip(*parts))
 
-def make_targets(counts, classes, pad_to=0, seed=0):
-    "Boxes in pixels and labels, padded to the most crowded picture or further"
-    rng, m = np.random.default_rng(seed), max(*counts, pad_to)
+def make_targets(counts, classes, seed=0):
+    "Boxes in pixels and labels, padded to the most crowded picture"
+    rng, m = np.random.default_rng(seed), max(counts)
     boxes, labels = torch.zeros(len(counts), m, 4), torch.full((len(counts), m), -1)
     for i, n in enumerate(counts):
         wh = np.exp(rng.uniform(np.log(.08), 0, (n, 2)))

@@ -4,8 +4,7 @@ Lesson 03's network, which names all classes of a picture, is trained again for 
 weights, one thing changed. The base has crops and flips and no trick. A row that the file has, made with the same settings, is not made
 again, so that an interrupted run goes on where it stopped. Prints accuracy, macro-F1 at 0.5 and macro-F1 at thresholds chosen on the other
 half of the validation pictures, as means over the seeds with the spread (largest less smallest), and the seconds of one training."""
-import argparse, os, sys, time
-from pathlib import Path
+import sys, time
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -17,7 +16,7 @@ from objdet.multilabel import (CellNames, FlipTTA, class_sets, choose_threshold,
 from objdet.pascal_data import Annotations, DataLoaders, get_data, load_splits, squash
 from objdet.show import denormalize
 from objdet.single_obj import create_body
-from saved_rows import done, read_rows as read_table, write_rows
+from saved_rows import done, parse, parser, read_rows as read_table, settings_of, write_rows
 
 base, tta = 'base: crop and flip', 'test-time augmentation'
 jobs = [base, 'no crop, no flip', 'no normalization', 'mixup', 'label smoothing', 'progressive resizing'] # each is one training a seed
@@ -101,31 +100,13 @@ def train(job, seed, trn, val, a):
 
 # --- the command
 
-def options(argv=None):
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, n, what in (('seeds', 2, 'trainings of each trick'), ('bs', 32, 'pictures a batch'),
-                          ('epochs', 3, 'of each training; with one, progressive resizing is the same as the base'),
-                          ('limit', 0, 'use only so many pictures of each split; 0: all'), ('threads', 0, "of torch; 0: torch's own choice")):
-        p.add_argument(f'--{name}', type=int, default=n, help=f'{what} (default {n})')
-    p.add_argument('--lr', type=float, default=5e-3,
-                   help="highest rate of the head and of the body's late half (default 0.005)")
-    p.add_argument('--data', help='as in lesson 00: sample, voc2007, a folder, a .json or a .tar (default: OBJDET_DATA, else sample)')
-    p.add_argument('--body', help='as in lesson 02: symbols, mobilenet_v2, … (default: OBJDET_BODY, else symbols)')
-    p.add_argument('--weights', help="as in lesson 02: a file, DEFAULT or none (default: OBJDET_WEIGHTS, else DEFAULT)")
-    p.add_argument('--out', type=Path, default=Path('nbs/03_tricks.json'), help='the table (default nbs/03_tricks.json)')
-    a = p.parse_args(argv)
-    if min(a.seeds, a.epochs, a.bs) < 1 or min(a.limit, a.threads) < 0:
-        p.error('seeds, epochs and bs are at least 1; limit and threads at least 0')
-    return a
-
 def main(argv=None):
-    a = options(argv)
+    a = parse(parser(__doc__, 'nbs/03_tricks.json', seeds=2, epochs=3, lr=5e-3), argv)
     if a.threads: torch.set_num_threads(a.threads)
     rows, path = read_rows(a.out), get_data(a.data) # a broken table is told before anything is trained
     trn, val = [Annotations(s.records[:a.limit or None], s.classes, s.skipped) for s in load_splits(path)]
-    weights = str(a.weights or os.environ.get('OBJDET_WEIGHTS') or 'DEFAULT')
-    settings = dict(data=path.name, pictures=[len(trn), len(val)], body=create_body(a.body, a.weights).name, weights=Path(weights).name,
-                    epochs=a.epochs, bs=a.bs, lr=a.lr)
+    set_seed(0) # a random body must be the same again when the run goes on
+    settings = settings_of(a, path, trn, val, create_body(a.body, a.weights))
     todo = missing(rows, settings, a.seeds)
     print(f'{len(trn)} + {len(val)} pictures; {len(todo)} of {a.seeds*len(jobs)} trainings to do, rows go to {a.out}', flush=True)
     for i, (job, seed) in enumerate(todo, 1):

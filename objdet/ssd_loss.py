@@ -4,16 +4,18 @@
 
 # %% auto #0
 __all__ = ['StdConv', 'flatten_conv', 'OutConv', 'SSDHead', 'actn_to_bb', 'bb_to_actn', 'BCELoss', 'SoftmaxLoss',
-           'set_background_bias', 'SSDLoss', 'HardNegativeLoss', 'keep_activations', 'SSDMultiHead']
+           'set_background_bias', 'SSDLoss', 'HardNegativeLoss', 'keep_activations', 'kept_loaders', 'SSDMultiHead']
 
-# %% ../nbs/05_ssd_loss.ipynb #295c9091
+# %% ../nbs/05_ssd_loss.ipynb #bf899473
 import os, torch
 from fastcore.basics import patch
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, StackDataset
+from torchvision.transforms import v2
 from .anchors_matching import match_anchors
-from .pascal_data import cxcywh_to_xyxy, pad_batch, xyxy_to_cxcywh
+from .pascal_data import DataLoaders, DetectionDataset, cxcywh_to_xyxy, pad_batch, squash, xyxy_to_cxcywh
+from .single_obj import EitherSide
 
 # %% ../nbs/05_ssd_loss.ipynb #3dbc7b20
 class StdConv(nn.Module):
@@ -245,6 +247,20 @@ def keep_activations(
     boxes = torch.cat([F.pad(o, (0, 0, 0, m - o.shape[1])) for _, o, _ in outs])
     labels = torch.cat([F.pad(o, (0, m - o.shape[1]), value=-1) for _, _, o in outs])
     return StackDataset(torch.cat([o for o, _, _ in outs]), StackDataset(boxes, labels))
+
+# %% ../nbs/05_ssd_loss.ipynb #bdca9e27
+def kept_loaders(
+    layers, # Frozen layers, normalized pictures to grids
+    trn, # Training `Annotations`
+    val, # Validation `Annotations`
+    size, # Side of the square in pixels
+    bs=32, # Pictures per batch
+) -> DataLoaders: # `train.generator` sets the order of the pictures: seed it before each training
+    "What frozen `layers` say: of the training pictures or their mirror images, by chance, and of the validation pictures"
+    def keep(ann, *more, **kw): return keep_activations(layers, DetectionDataset(ann, v2.Compose([squash(size), *more])), **kw)
+    sides = EitherSide(keep(trn), keep(trn, v2.RandomHorizontalFlip(1.)))
+    train = DataLoader(sides, bs, shuffle=True, drop_last=len(trn) >= bs, generator=torch.Generator())
+    return DataLoaders(train, DataLoader(keep(val, dtype=torch.float32), 100))
 
 # %% ../nbs/05_ssd_loss.ipynb #d05799ad
 class SSDMultiHead(nn.Module):

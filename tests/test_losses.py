@@ -1,7 +1,7 @@
 "The program that compares losses: probabilities, rows that are not made twice, a table by hand"
 import json
 from pathlib import Path
-import losses, pytest, torch
+import losses, pytest, saved_rows, torch
 from objdet.pascal_data import Annotations
 
 def row(name, seed, settings, value=.5): return dict(name=name, seed=seed, settings=settings, map=value, seconds=2)
@@ -27,7 +27,7 @@ def quick(monkeypatch):
         ran.append((name, seed))
         if len(ran) == 4: raise KeyboardInterrupt
         return {k: v for k, v in row(name, seed, None).items() if k != 'settings'}
-    for name, f in dict(train=train, get_data=lambda d: Path('data'), load_splits=lambda p: (ann, ann), loaders=lambda *a: None).items():
+    for name, f in dict(train=train, get_data=lambda d: Path('data'), load_splits=lambda p: (ann, ann), kept_loaders=lambda *a: None).items():
         monkeypatch.setattr(losses, name, f)
     return ran
 
@@ -57,3 +57,10 @@ def test_one_loss_alone_and_none(quick, tmp_path):
     losses.main(['--seeds', '2', '--only', 'hard', '--out', str(tmp_path/'t.json')])
     assert quick == [('hard negatives, 3 to 1', 0), ('hard negatives, 3 to 1', 1)]
     with pytest.raises(SystemExit): losses.main(['--only', 'hinge', '--out', str(tmp_path/'t.json')])
+
+def test_other_weights_are_other_settings():
+    "A table went stale when the weights behind a name were made anew: their numbers belong to the settings"
+    a, ann, bodies = losses.options([]), Annotations([], ['a'], []), [losses.create_body('symbols', 'none') for _ in range(2)]
+    one, two, again = (saved_rows.settings_of(a, Path('data'), ann, ann, b) for b in (*bodies, bodies[0]))
+    assert one == again != two and {k for k in one if one[k] != two[k]} == {'weights'}
+    with pytest.raises(SystemExit): losses.options(['--epochs', '0'])
