@@ -1,9 +1,10 @@
 # The two commands: `make course` and `make test`. Each needs only make and Python 3.11 or newer; the environment is made once, in .venv.
 PYTHON ?= python3
+FOLDER ?= build/versions
 venv   := .venv
 stamp  := $(venv)/.installed
 python := $(venv)/bin/python
-.PHONY: course test lab docs export outputs readme clean
+.PHONY: course test lab docs export outputs readme clean site-test lab-test versions kill
 
 course: $(stamp)    ## run every notebook, render the site, print the score; NBS="05 06" for a few, OBJDET_DATA=… for other data
 	@$(python) scripts/course.py
@@ -19,6 +20,14 @@ outputs: $(stamp)   ## execute the notebooks and save their outputs in nbs/, cle
 	@$(python) scripts/course.py --save
 readme: $(stamp)    ## README.md from nbs/index.ipynb
 	@$(python) scripts/readme.py
+site-test: $(stamp) ## go through the site in a headless Chromium; CHROMIUM=… names another than the one on the path
+	@$(python) scripts/site_test.py
+lab-test: $(stamp)  ## run notebook 00 through JupyterLab's server, as the browser does
+	@$(python) scripts/lab_test.py
+versions: $(stamp)  ## other versions of Python, PyTorch and fastcore, 6 GB in FOLDER; ONLY="--python 3.12 --torch newest" for a few
+	@$(python) scripts/versions.py --folder '$(FOLDER)' $(ONLY)
+kill: $(stamp)      ## kill training, sample and download 20 times each, start again, compare
+	@$(python) scripts/kill.py 20
 clean:              ## remove what was made, but for the environment
 	rm -rf _course _docs _proc build dist *.egg-info .pytest_cache .hypothesis nbs/sidebar.yml nbs/nbdev.yml
 

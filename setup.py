@@ -23,4 +23,4 @@ setup(
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg['requirements'].split(), extras_require=dict(dev=cfg['dev_requirements'].split()),
     packages=[cfg['lib_path']], package_data={cfg['lib_path']: ['weights/*.pt']}, include_package_data=False,
-    entry_points=dict(nbdev=[f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"]), zip_safe=False)
+    entry_points=dict(nbdev=[f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"], console_scripts=['objdet=objdet.command:main']), zip_safe=False)

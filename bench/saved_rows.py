@@ -41,13 +41,13 @@ def read_rows(path, key, names, need):
         if r[key] not in names: raise ValueError(f'{path}: row {i} is of the {key} {r[key]!r}; expected one of {", ".join(names)}')
     return rows
 
-def write_rows(rows, settings, path):
-    "Write all rows and the settings of this run to a temporary file, then rename: the file is whole or not there"
+def write_rows(rows, settings, path, **more):
+    "Write all rows, the settings of this run and what else is named to a temporary file, then rename: the file is whole or not there"
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     tmp = path.with_name(f'{path.name}.{os.getpid()}.tmp')
     try:
-        tmp.write_text(json.dumps(dict(settings=settings, rows=rows), indent=1) + '\n', encoding='utf-8')
+        tmp.write_text(json.dumps(dict(settings=settings, **more, rows=rows), indent=1) + '\n', encoding='utf-8')
         os.replace(tmp, path)
     finally: tmp.unlink(missing_ok=True)
 

@@ -43,13 +43,21 @@ def gradient_field(
     middle = out[:, :, out.shape[2]//2, out.shape[3]//2].sum()
     return torch.autograd.grad(middle, x)[0].abs().mean((0, 1))
 
-# %% ../nbs/04_anchors_matching.ipynb #42847f30
+# %% ../nbs/04_anchors_matching.ipynb #90952623
+def _check_anchors(grids, zooms, shapes):
+    "`ValueError` for what makes no anchors"
+    for name, o in dict(grids=grids, zooms=zooms, shapes=shapes).items():
+        numbers = [n for v in o for n in (v if isinstance(v, (tuple, list)) else (v,))]
+        if not numbers or min(numbers) <= 0: raise ValueError(f'{name} {list(o)}; expected at least one, and numbers above 0')
+
+# %% ../nbs/04_anchors_matching.ipynb #47aecdcf
 def create_anchors(
     grids, # Grids from fine to coarse: an int for a square one, or (rows, columns)
     zooms=(1.,), # Scales of the cell
     shapes=((1., 1.),), # (width, height) relative to the zoomed cell
 ) -> tuple: # anchors (k, 4) cx, cy, w, h and grid_sizes (k, 2) w, h of each one's cell, in units of the square (0 to 1)
-    "Anchors cell by cell, row-major, zooms and then shapes fastest, as a head's flattened output runs (SSD paper, 2.2)"
+    "Anchors cell by cell, row-major, zooms and then shapes fastest, as a head's flattened output runs (SSD paper, 2.2); `ValueError` for none, or for a number that is not above 0"
+    _check_anchors(grids, zooms, shapes)
     scales = torch.tensor([(z*w, z*h) for z in zooms for w, h in shapes])
     anchors, sizes = [], []
     for g in grids:
@@ -92,12 +100,13 @@ def map_to_ground_truth(
 # %% ../nbs/04_anchors_matching.ipynb #4fdd208f
 default_grids, default_zooms, default_shapes = (4, 2, 1), (.75, 1., 1.3), ((1., 1.), (1., .5), (.5, 1.))
 
-# %% ../nbs/04_anchors_matching.ipynb #8ca5d8ee
+# %% ../nbs/04_anchors_matching.ipynb #5b1a207d
 def best_overlap(
     anchors, # (k, 4) cx, cy, w, h
     boxes, # (n, 4) objects, x1, y1, x2, y2 in units of the square
 ) -> torch.Tensor: # (n,)
     "IoU of each object with the anchor that fits it best; a thousand objects at a time, to spare memory"
+    if len(boxes) and boxes.max() > 1.5: raise ValueError(f'boxes up to {boxes.max():g}; expected 0 to 1, units of the square')
     corners = cxcywh_to_xyxy(anchors)
     return torch.cat([jaccard(part, corners).amax(1) for part in boxes.split(1024)])
 

@@ -46,7 +46,7 @@ def nms(
     order = scores.argsort(descending=True, stable=True)[:top_k]
     return order[torchvision.ops.nms(boxes[order].float(), scores[order].float(), overlap)]
 
-# %% ../nbs/06_focal_nms.ipynb #9948dd1a
+# %% ../nbs/06_focal_nms.ipynb #fb4ff853
 @torch.no_grad()
 def detect(
     preds, # Class activations (b, k, c+1) and box activations (b, k, 4) of a model
@@ -58,6 +58,7 @@ def detect(
     top_k=200, # Most detections a picture
 ) -> list: # one dict a picture: `boxes` (n, 4) in pixels of the square, `scores` (n,), `labels` (n,), best first
     "Activations to detections: decode, threshold each class, suppress class by class, keep the best (SSD paper, 3)"
+    if preds[1].shape[-2] != len(anchors): raise ValueError(f'{preds[1].shape[-2]} guesses a picture for {len(anchors)} anchors')
     boxes = actn_to_bb(preds[1], anchors.to(preds[1]), grid_sizes.to(preds[1])).clamp(0, 1)*size
     scores = preds[0][..., :-1].sigmoid()
     pic, anchor, label = (scores > thresh).nonzero(as_tuple=True)

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['set_seed', 'to_device', 'cat_batches', 'write_whole', 'read_weights', 'Found', 'Learner', 'steepest', 'plot_found']
 
-# %% ../nbs/91_learner.ipynb #5477d99e
-import copy, math, os, random, time
+# %% ../nbs/91_learner.ipynb #d0943514
+import copy, glob, math, os, random, time, zipfile
 from pathlib import Path
 from typing import NamedTuple
 import numpy as np, torch
@@ -38,7 +38,7 @@ def cat_batches(
     "Concatenate the outputs of batches along the first dimension"
     return torch.cat(outs) if torch.is_tensor(outs[0]) else tuple(cat_batches(list(o)) for o in zip(*outs))
 
-# %% ../nbs/91_learner.ipynb #11363bde
+# %% ../nbs/91_learner.ipynb #8d547407
 def write_whole(
     obj, # What `torch.save` takes
     path, # The file
@@ -47,10 +47,12 @@ def write_whole(
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     tmp = path.with_name(f'{path.name}.{os.getpid()}.tmp')
-    try: torch.save(obj, tmp); os.replace(tmp, path)
+    try:
+        with open(tmp, 'wb') as f: torch.save(obj, f); f.flush(); os.fsync(f.fileno()) # on the disk before it has its name
+        os.replace(tmp, path)
     finally: tmp.unlink(missing_ok=True)
 
-# %% ../nbs/91_learner.ipynb #327de525
+# %% ../nbs/91_learner.ipynb #23bae452
 def read_weights(
     path, # A file that `torch.save` wrote
     map_location='cpu', # Where the tensors go
@@ -58,7 +60,7 @@ def read_weights(
     "`torch.load` with `weights_only`; `FileNotFoundError`, or `ValueError` for a file of another kind"
     if not Path(path).is_file(): raise FileNotFoundError(f'{path}: no such weights file')
     try: return torch.load(path, map_location=map_location, weights_only=True)
-    except Exception as e: raise ValueError(f'{path}: not a file of PyTorch weights ({type(e).__name__}: {str(e)[:120]})') from e
+    except Exception as e: raise ValueError(f'{path}: not a file of PyTorch weights ({type(e).__name__}); expected tensors and plain values, as torch.save writes them') from e
 
 # %% ../nbs/91_learner.ipynb #d8bd5b04
 class Found(NamedTuple):
@@ -133,7 +135,7 @@ def _step(self:Learner, x, y, opt):
     self.losses.append(loss.item())
     return loss.item()
 
-# %% ../nbs/91_learner.ipynb #6e37cc78
+# %% ../nbs/91_learner.ipynb #d9e909f2
 @patch
 def validate(self:Learner,
     dl=None, # A loader; the validation one by default
@@ -146,6 +148,7 @@ def validate(self:Learner,
             y, p = to_device(y, self.device), self._forward(x)
             for k, f in {'loss': self.loss_func, **self.metrics}.items(): sums[k] = sums.get(k, 0.) + float(f(p, y))*len(x)
             n += len(x)
+    if not n: raise ValueError('no pictures to validate on: the loader is empty')
     return {k: v/n for k, v in sums.items()}
 
 # %% ../nbs/91_learner.ipynb #1871d2fc
@@ -157,46 +160,162 @@ def predict(self:Learner,
     self.model.eval()
     with torch.no_grad(): return cat_batches([to_device(self._forward(x), 'cpu') for x, _ in tqdm(dl or self.dls.valid, leave=False, desc='predict')])
 
-# %% ../nbs/91_learner.ipynb #91c21972
+# %% ../nbs/91_learner.ipynb #1a2a93eb
 @patch
 def _opt(self:Learner, lr):
     lrs = list(lr) if isinstance(lr, (list, tuple, np.ndarray)) else [lr]*len(self.groups)
     if len(lrs) != len(self.groups): raise ValueError(f'{len(lrs)} rates for {len(self.groups)} groups: expected one rate, or one a group')
     on = [(g, float(l)) for i, (g, l) in enumerate(zip(self.groups, lrs)) if i >= self.frozen]
-    return self.opt_func([dict(params=list(g.parameters()), lr=l) for g, l in on], weight_decay=self.wd), [l for _, l in on]
+    return self.opt_func([dict(params=list(g.parameters()), lr=l) for g, l in on], weight_decay=float(self.wd)), [l for _, l in on]
 
-# %% ../nbs/91_learner.ipynb #a81f73e6
+# %% ../nbs/91_learner.ipynb #ab725962
+@patch
+def _generators(self:Learner):
+    "The generators of its own that the training loader draws from"
+    dl = self.dls.train
+    batches = getattr(dl, 'batch_sampler', None)
+    found = [getattr(o, 'generator', None) for o in (dl, getattr(dl, 'sampler', None), batches, getattr(batches, 'sampler', None))]
+    return list({id(g): g for g in found if isinstance(g, torch.Generator)}.values())
+
+# %% ../nbs/91_learner.ipynb #36e882ec
+@patch
+def _rng(self:Learner):
+    "All states of chance, as plain numbers and tensors, so that `weights_only` reads them back"
+    name, keys, *rest = np.random.get_state()
+    return dict(python=random.getstate(), numpy=(name, torch.from_numpy(keys.astype(np.int64)), *rest), torch=torch.get_rng_state(),
+                cuda=torch.cuda.get_rng_state_all() if self.device.type == 'cuda' else [], loader=[g.get_state() for g in self._generators()])
+
+# %% ../nbs/91_learner.ipynb #58e1c0d1
+@patch
+def _set_rng(self:Learner, d):
+    "The opposite of `_rng`"
+    random.setstate(d['python'])
+    name, keys, *rest = d['numpy']
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(d['torch'])
+    if d['cuda'] and len(d['cuda']) == torch.cuda.device_count(): torch.cuda.set_rng_state_all(d['cuda'])
+    for g, state in zip(self._generators(), d['loader']): g.set_state(state)
+
+# %% ../nbs/91_learner.ipynb #ded33825
+@patch
+def _fresh_workers(self:Learner):
+    "End loading processes that outlived their epoch; the next one starts new ones"
+    for dl in (self.dls.train, self.dls.valid):
+        if getattr(dl, '_iterator', None) is not None: dl._iterator = None
+
+# %% ../nbs/91_learner.ipynb #8068253b
+@patch
+def _recipe(self:Learner, epochs, lrs, pct_start, opt):
+    "What tells a training from another, as plain values"
+    dl = self.dls.train
+    return {'epochs': int(epochs), 'lr': lrs, 'pct_start': float(pct_start), 'steps an epoch': len(dl), 'batch size': getattr(dl, 'batch_size', None),
+            'generators': len(self._generators()), 'optimizer': type(opt).__name__, 'weight decay': float(self.wd), 'frozen groups': self.frozen,
+            'parameters': [sum(p.numel() for p in g['params']) for g in opt.param_groups], 'epochs before it': len(self.history)}
+
+# %% ../nbs/91_learner.ipynb #6343238c
+def _odd_shape(there, here):
+    "How two models' states differ, in a few words; empty if their names and shapes agree"
+    a, b = ({k: tuple(getattr(v, 'shape', ())) for k, v in o.items()} for o in (there, here))
+    odd = [k for k in [*b, *a] if a.get(k) != b.get(k)]
+    return f'{odd[0]} has shape {a.get(odd[0])} there, {b.get(odd[0])} here' if odd else ''
+
+# %% ../nbs/91_learner.ipynb #cfeca3f8
+@patch
+def _stopped(self:Learner, d):
+    "Was it this very learner, in this process, that wrote `d` and was then stopped?"
+    before, n = d['recipe'].get('epochs before it', 0), len(self.history)
+    k = min(n, len(d['history']))
+    return before < n < before + d['recipe'].get('epochs', 0) and repr(self.history[:k]) == repr(d['history'][:k])
+
+# %% ../nbs/91_learner.ipynb #1cb9aaab
+@patch
+def _read_checkpoint(self:Learner, path, recipe):
+    "What the checkpoint at `path` holds, if it is there; `ValueError` if it is none, or of another training"
+    if not Path(path).exists(): return
+    try:
+        d = read_weights(path)
+        if odd := zipfile.ZipFile(path).testzip(): raise ValueError(f'{path}: not a file of PyTorch weights ({odd} is not what was written)')
+    except ValueError as e: raise ValueError(f'{e}; remove it to train from the start') from e
+    if not isinstance(d, dict) or 'recipe' not in d: raise ValueError(f'{path}: not a checkpoint of a training; choose another file')
+    if self._stopped(d): recipe = recipe | {'epochs before it': d['recipe']['epochs before it']}
+    odd = [f'{k} {d["recipe"].get(k)}, now {v}' for k, v in recipe.items() if d['recipe'].get(k) != v]
+    odd = '; '.join(odd) or _odd_shape(d['model'], self.model.state_dict())
+    if odd: raise ValueError(f'{path}: a checkpoint of another training ({odd}); remove it, or choose another file: each training needs its own')
+    return d
+
+# %% ../nbs/91_learner.ipynb #323580c8
+@patch
+def _write_checkpoint(self:Learner, path, recipe, done, opt, sched):
+    write_whole(dict(recipe=recipe, done=done, model=self.model.state_dict(), opt=opt.state_dict(), sched=sched.state_dict(),
+                     history=self.history, losses=self.losses, lrs=self.lrs, rng=self._rng()), path)
+
+# %% ../nbs/91_learner.ipynb #850f01d8
+@patch
+def _restore(self:Learner, d, opt, sched):
+    "Be where `_write_checkpoint` was"
+    for o, k in ((self.model, 'model'), (opt, 'opt'), (sched, 'sched')): o.load_state_dict(d[k])
+    self.history, self.losses, self.lrs = d['history'], d['losses'], d['lrs']
+    if d['done']: self.model.eval() # as an epoch leaves it
+    self._set_rng(d['rng'])
+
+# %% ../nbs/91_learner.ipynb #d937514c
+@patch
+def _resume(self:Learner, path, recipe, opt, sched):
+    "Go on from the checkpoint at `path`, or write the first; the recipe and the epochs done"
+    path, d = Path(path), self._read_checkpoint(path, recipe)
+    for old in path.parent.glob(f'{glob.escape(path.name)}.*.tmp'): old.unlink(missing_ok=True) # half a file, by a process that was killed
+    if not d: self._write_checkpoint(path, recipe, 0, opt, sched)
+    else: self._restore(d, opt, sched); print(f'{path.name}: {d["done"]} of {recipe["epochs"]} epochs are done')
+    return (d['recipe'], d['done']) if d else (recipe, 0)
+
+# %% ../nbs/91_learner.ipynb #66466956
 @patch
 def fit_one_cycle(self:Learner,
     epochs, # Passes over the training data
     lr, # Highest rate: a number, or one a group
     pct_start=0.25, # Share of the steps in which the rate climbs
+    checkpoint=None, # A file to write before the first epoch and after each; if it is there, go on from it. Remove it to start anew
 ):
-    "Train with the one-cycle schedule; a row of the table an epoch, `history` keeps them; an interruption leaves the model as it is"
+    """Train with the one-cycle schedule; a row of the table an epoch, `history` keeps them; an interruption leaves the model as it is.
+
+    With `checkpoint`, the same call in a new process goes on to the very result of an undisturbed training; where it is finished, it returns
+    at once, trained. A script that fits in stages gives each stage a file of its own, and is run again from its start.
+    `ValueError` for a checkpoint of another training, or a broken one"""
     opt, lrs = self._opt(lr)
-    steps = epochs*len(self.dls.train)
+    steps, done = int(epochs)*len(self.dls.train), 0
     if abs(pct_start*steps - 1) < 1e-6: pct_start *= 1.01 # torch divides by the number of steps before the peak
     sched = torch.optim.lr_scheduler.OneCycleLR(opt, lrs, steps, pct_start=pct_start)
+    opt.zero_grad() # what a stopped step may have left
+    if checkpoint: recipe, done = self._resume(checkpoint, self._recipe(epochs, lrs, pct_start, opt), opt, sched)
     print('  '.join(f'{o:>9}' for o in ['epoch', 'train', 'valid', *self.metrics, 'seconds']))
-    for e in range(epochs):
-        self._train_mode()
-        start, total = time.time(), 0.
-        bar = tqdm(self.dls.train, leave=False, desc=f'epoch {e+1}/{epochs}')
-        for i, (x, y) in enumerate(bar):
-            total += self._step(x, y, opt)
-            self.lrs.append(opt.param_groups[-1]['lr']); sched.step()
-            bar.set_postfix(loss=f'{total/(i+1):.4f}')
-        self._log(total/(i+1), time.time() - start)
+    for row in self.history[len(self.history) - done:]: _print_row(row)
+    for e in range(done, epochs):
+        if checkpoint: self._fresh_workers()
+        self._epoch(opt, sched, f'epoch {e+1}/{epochs}')
+        if checkpoint: self._write_checkpoint(checkpoint, recipe, e + 1, opt, sched)
 
-# %% ../nbs/91_learner.ipynb #c532d592
+# %% ../nbs/91_learner.ipynb #92067a5d
+@patch
+def _epoch(self:Learner, opt, sched, name):
+    self._train_mode()
+    start, total = time.time(), 0.
+    bar = tqdm(self.dls.train, leave=False, desc=name)
+    for i, (x, y) in enumerate(bar):
+        total += self._step(x, y, opt)
+        self.lrs.append(opt.param_groups[-1]['lr']); sched.step()
+        bar.set_postfix(loss=f'{total/(i+1):.4f}')
+    self._log(total/(i+1), time.time() - start)
+
+# %% ../nbs/91_learner.ipynb #c0baed3a
 @patch
 def _log(self:Learner, train_loss, seconds):
     v = self.validate()
     self.history.append(dict(epoch=len(self.history)+1, train=train_loss, valid=v.pop('loss'), **v, seconds=seconds))
-    row = self.history[-1]
-    print('  '.join(f'{o:>9d}' if isinstance(o, int) else f'{o:9.1f}' if k == 'seconds' else f'{o:9.4f}' for k, o in row.items()))
+    _print_row(self.history[-1])
 
-# %% ../nbs/91_learner.ipynb #caf54ebe
+def _print_row(row): print('  '.join(f'{o:>9d}' if k == 'epoch' else f'{o:9.1f}' if k == 'seconds' else f'{o:9.4f}' for k, o in row.items()))
+
+# %% ../nbs/91_learner.ipynb #5a9b66c4
 @patch
 def lr_find(self:Learner,
     start=1e-6, # First rate of the last group
@@ -207,13 +326,11 @@ def lr_find(self:Learner,
 ) -> Found:
     "Loss against a growing rate; stops when the loss is four times its best; restores the weights"
     kept = copy.deepcopy(self.model.state_dict()), len(self.losses)
-    rng, gen = torch.get_rng_state(), getattr(self.dls.train, 'generator', None)
-    gen_state = gen.get_state() if gen else None
+    rng = self._rng()
     try: found = self._range_test(start, end, steps, lr)
     finally:
         self.model.load_state_dict(kept[0]); del self.losses[kept[1]:]
-        self.model.zero_grad(); torch.set_rng_state(rng)
-        if gen: gen.set_state(gen_state)
+        self.model.zero_grad(); self._set_rng(rng)
     if plot: plot_found(found)
     return found
 

@@ -8,31 +8,34 @@ __all__ = ['extract', 'download_voc2007', 'get_data', 'is_sample', 'voc_to_xyxy'
            'read_voc_xml', 'read_coco', 'load_annotations', 'load_splits', 'to_coco', 'largest_object', 'open_image',
            'DetectionDataset', 'squash', 'pad_batch', 'unpad', 'DataLoaders', 'dataloaders']
 
-# %% ../nbs/00_pascal_data.ipynb #83714d84
-import json, os, shutil, tarfile, tempfile, warnings
+# %% ../nbs/00_pascal_data.ipynb #d2e54efe
+import errno, gzip, json, lzma, os, tarfile, warnings, zlib
 import xml.etree.ElementTree as ET
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import NamedTuple
+from urllib.error import URLError
 
-# %% ../nbs/00_pascal_data.ipynb #93259ba1
+# %% ../nbs/00_pascal_data.ipynb #8db837f5
 import numpy as np, torch
 from fastcore.basics import patch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch.utils.data import DataLoader, Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import pil_to_tensor
 from .show import normalize
-from .sample import cache_dir, sample_path
+from .sample import cache_dir, part_folder, sample_path
 
-# %% ../nbs/00_pascal_data.ipynb #2af9d4d6
+# %% ../nbs/00_pascal_data.ipynb #104de9a9
 def _check_end(tar):
     "Raise `tarfile.ReadError` if nothing marks the end of the open archive `tar`"
     tar.fileobj.seek(tar.offset)
     if tar.fileobj.read(512) != bytes(512): raise tarfile.ReadError('it stops before its end')
+    while tar.fileobj.read(2**20): pass # the checksum of a compressed archive comes last
 
-# %% ../nbs/00_pascal_data.ipynb #5be9c402
+# %% ../nbs/00_pascal_data.ipynb #f01ffcd9
 def _unpack(tar, folder):
     "Unpack the open archive `tar` into `folder`, refusing members that lead out of it"
     if hasattr(tarfile, 'data_filter'): return tar.extractall(folder, filter='data')
@@ -41,36 +44,61 @@ def _unpack(tar, folder):
         if not inside or not (m.isfile() or m.isdir()): raise tarfile.ExtractError(f'{m.name!r} leads out of {folder}, or is no plain file')
     tar.extractall(folder)
 
-# %% ../nbs/00_pascal_data.ipynb #c08d34f8
+# %% ../nbs/00_pascal_data.ipynb #86de6707
+def _explained(e, folder):
+    "The error `e`, with a way out where it says that the disk is full"
+    if e.errno not in (errno.ENOSPC, errno.EDQUOT): return e
+    return OSError(e.errno, f'no space left for {folder}; nothing half-done was kept. Make room, or set OBJDET_CACHE to a folder on another disk; then try again')
+
+# %% ../nbs/00_pascal_data.ipynb #d3522656
 def extract(
     archive, # A tar file
     folder, # The folder that is to hold its content; made whole or not at all
 ) -> Path: # `folder`
-    "Unpack `archive` into `folder`; `ValueError` if it is cut off, or if a member would leave the folder"
+    "Unpack `archive` into `folder`; `ValueError` if it is cut off, or if a member would leave the folder; `FileExistsError` if `folder` holds something"
     folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    tmp = Path(tempfile.mkdtemp(dir=folder.parent, prefix=folder.name + '.'))
-    try:
-        with tarfile.open(archive) as tar:
-            _unpack(tar, tmp)
-            _check_end(tar)
-        tmp.rename(folder)
-    except (tarfile.TarError, EOFError) as e: raise ValueError(f'{archive}: not a whole tar archive, or not a safe one ({e})') from e
-    finally: shutil.rmtree(tmp, ignore_errors=True)
+    if folder.exists() and any(folder.iterdir()): raise FileExistsError(f'{folder} is there already; choose another folder or remove it')
+    with part_folder(folder) as tmp:
+        try:
+            with tarfile.open(archive) as tar:
+                _unpack(tar, tmp)
+                _check_end(tar)
+        except (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError) as e:
+            raise ValueError(f'{archive}: not a whole tar archive, or not a safe one ({e}); nothing was unpacked. Get the file again') from e
+        except OSError as e: raise _explained(e, folder) from e
+        try: tmp.rename(folder)
+        except OSError:
+            if not folder.is_dir(): raise # another process was first; its folder is as good
     return folder
 
-# %% ../nbs/00_pascal_data.ipynb #e12032e9
+# %% ../nbs/00_pascal_data.ipynb #12a47f5d
+def _fetch(url, file, md5):
+    "Download `url` to `file`, whole and with the checksum `md5` or not at all; nothing is fetched where it is there"
+    from torchvision.datasets.utils import check_integrity, download_url
+    if check_integrity(file, md5): return
+    again = 'nothing was kept; try again, or give `get_data` the archive (.tar) or the unpacked folder'
+    with part_folder(file) as tmp:
+        try: download_url(url, str(tmp), file.name, md5)
+        except RuntimeError as e:
+            n = (tmp/file.name).stat().st_size if (tmp/file.name).exists() else 0
+            raise RuntimeError(f'{url}: the {n:,} bytes that came are not the archive that was expected: their checksum is not {md5}; {again}') from e
+        except (URLError, ConnectionError, TimeoutError, HTTPException) as e: raise ConnectionError(f'{url}: the download failed ({e}); {again}') from e
+        except OSError as e: raise _explained(e, file) from e
+        (tmp/file.name).replace(file)
+
+# %% ../nbs/00_pascal_data.ipynb #706d13bb
 def download_voc2007(
     folder=None, # Where `VOCdevkit` goes; the cache folder's `voc2007` by default
 ) -> Path: # The folder
-    "PASCAL VOC 2007 trainval (460 MB) by torchvision's downloader, which shows progress and verifies the checksum"
-    from torchvision.datasets.utils import download_url
+    """PASCAL VOC 2007 trainval (460 MB) by torchvision's downloader, which shows progress and verifies the checksum.
+    `ConnectionError` if the server fails, `RuntimeError` if the checksum is wrong, `OSError` if the disk is full: try again when that is mended"""
     from torchvision.datasets.voc import DATASET_YEAR_DICT
     folder = Path(folder or cache_dir()/'voc2007')
     if (folder/'VOCdevkit').exists(): return folder
     voc = DATASET_YEAR_DICT['2007']
-    download_url(voc['url'], str(cache_dir()/'downloads'), voc['filename'], voc['md5'])
-    return extract(cache_dir()/'downloads'/voc['filename'], folder)
+    file = cache_dir()/'downloads'/voc['filename']
+    _fetch(voc['url'], file, voc['md5'])
+    return extract(file, folder)
 
 # %% ../nbs/00_pascal_data.ipynb #381913c7
 def get_data(
@@ -283,18 +311,31 @@ def _load_voc(root, split, classes, missing):
     there = [s for s in stems if s not in set(gone)]
     return Annotations([read_voc_xml(root/f'Annotations/{s}.xml', classes) for s in there], classes, gone)
 
-# %% ../nbs/00_pascal_data.ipynb #bd8759c6
+# %% ../nbs/00_pascal_data.ipynb #c6ada9e1
 def _read_json(file):
     "The dictionary of a COCO file"
     try: d = json.loads(file.read_text())
-    except json.JSONDecodeError as e: raise ValueError(f'{file}: malformed JSON ({e})') from e
+    except ValueError as e: raise ValueError(f'{file}: malformed JSON ({e})') from e # or no text at all
     for k in ('images', 'annotations', 'categories'):
         if k not in d: raise ValueError(f'{file}: no {k!r}; a COCO file has images, annotations and categories')
     return d
 
-# %% ../nbs/00_pascal_data.ipynb #6a53aa20
+# %% ../nbs/00_pascal_data.ipynb #d7235f10
+def _check_entries(d, file):
+    "Refuse a COCO file with an entry that lacks what we need, or with two images of one id"
+    needs = dict(images=('id', 'file_name', 'width', 'height'), categories=('id', 'name'), annotations=('image_id', 'category_id', 'bbox'))
+    for kind, keys in needs.items():
+        for o in d[kind]:
+            if lost := [k for k in keys if k not in o]: raise ValueError(f"{file}: {lost[0]!r} is missing in {kind}, id {o.get('id')}")
+    seen = {}
+    for o in d['images']:
+        if o['id'] in seen: raise ValueError(f"{file}: {seen[o['id']]} and {o['file_name']} have the same id, {o['id']}")
+        seen[o['id']] = o['file_name']
+
+# %% ../nbs/00_pascal_data.ipynb #0816859f
 def _by_image(d, file):
     "The annotations of each image id, none for a picture without objects"
+    _check_entries(d, file)
     objs, cats = {o['id']: [] for o in d['images']}, {o['id'] for o in d['categories']}
     for a in d['annotations']:
         for key, known in (('image', objs), ('category', cats)):
@@ -303,17 +344,25 @@ def _by_image(d, file):
         objs[a['image_id']].append(a)
     return objs
 
-# %% ../nbs/00_pascal_data.ipynb #0367c716
+# %% ../nbs/00_pascal_data.ipynb #482fba31
+def _coco_box(a, where):
+    "The four numbers of an annotation"
+    try: x, y, w, h = map(float, a['bbox'])
+    except (TypeError, ValueError):
+        raise ValueError(f"{where}: annotation {a.get('id')} has the box {a['bbox']}; expected x, y, width, height") from None
+    return x, y, w, h
+
+# %% ../nbs/00_pascal_data.ipynb #acf3680a
 def _coco_record(im, objs, names, classes, folder, file):
     "One image of a COCO file and its annotations as a record"
     where, w, h = f"{file}, image {im['file_name']}", im['width'], im['height']
-    xywh = np.array([a['bbox'] for a in objs], np.float32).reshape(-1, 4)
+    xywh = np.array([_coco_box(a, where) for a in objs], np.float32).reshape(-1, 4)
     boxes = check_boxes(xywh_to_xyxy(xywh).numpy(), w, h, where)
     labels = [_label(names[a['category_id']], classes, where) for a in objs]
     difficult = [bool(a.get('ignore') or a.get('iscrowd')) for a in objs]
     return Record(folder/im['file_name'], im['id'], w, h, boxes, np.array(labels, np.int64), np.array(difficult, bool))
 
-# %% ../nbs/00_pascal_data.ipynb #b4e84aeb
+# %% ../nbs/00_pascal_data.ipynb #29b15dec
 def read_coco(
     file, # A COCO `.json`
     images=None, # The folder of the pictures; by default `images` beside the file, else the file's own folder
@@ -322,10 +371,10 @@ def read_coco(
     "The records of a COCO file; `ValueError` naming the file and the entry for what does not fit together"
     file = Path(file)
     d = _read_json(file)
+    objs = _by_image(d, file)
     names = {o['id']: o['name'] for o in d['categories']}
     classes = list(classes or [names[k] for k in sorted(names)])
     folder = Path(images) if images else file.parent/'images' if (file.parent/'images').is_dir() else file.parent
-    objs = _by_image(d, file)
     return Annotations([_coco_record(o, objs[o['id']], names, classes, folder, file) for o in d['images']], classes, [])
 
 # %% ../nbs/00_pascal_data.ipynb #382867a5
@@ -432,12 +481,14 @@ def _read_image(file):
     except FileNotFoundError: raise FileNotFoundError(f'{file}: picture is missing') from None
     except (OSError, SyntaxError) as e: raise ValueError(f'{file}: picture cannot be read ({e})') from e
 
-# %% ../nbs/00_pascal_data.ipynb #0aba53af
+# %% ../nbs/00_pascal_data.ipynb #9b7cacf8
 def open_image(
     r, # A `Record`
 ) -> tv_tensors.Image: # (3, h, w) uint8
     "The picture of a record; `ValueError` naming the file if it is truncated or not of the size that the annotation says"
     im = _read_image(r.file)
+    turned = ImageOps.exif_transpose(im)
+    if turned.size == (r.width, r.height): im = turned
     if im.size != (r.width, r.height):
         raise ValueError(f'{r.file}: picture is {im.width} x {im.height} pixels; its annotation says {r.width} x {r.height}')
     return tv_tensors.Image(pil_to_tensor(im))
@@ -477,11 +528,13 @@ def targets(self:DetectionDataset,
     return [dict(boxes=torch.as_tensor(r.boxes)*s, labels=torch.as_tensor(r.labels), difficult=torch.as_tensor(r.difficult))
             for r, s in zip(self.annotations, scale)]
 
-# %% ../nbs/00_pascal_data.ipynb #cdd21ccd
+# %% ../nbs/00_pascal_data.ipynb #d9cacd5a
 def pad_batch(
     items, # List of (image, target) as a `DetectionDataset` gives them, images all of one size
 ) -> tuple: # x (b, 3, h, w) float32 normalized; (boxes (b, m, 4), zero padded; labels (b, m), -1 padded)
     "Stack pictures, normalize them and pad their boxes and labels to one rectangle"
+    shapes = {tuple(im.shape) for im, _ in items}
+    if len(shapes) > 1: raise ValueError(f'pictures of shapes {sorted(shapes)} in one batch; expected one shape: squash them')
     x = normalize(torch.stack([im.as_subclass(torch.Tensor) for im, _ in items]).float()/255)
     m = max(len(t['labels']) for _, t in items)
     boxes, labels = torch.zeros(len(items), m, 4), torch.full((len(items), m), -1)
@@ -510,7 +563,7 @@ def _dataset(o, tfms):
     "`Annotations` as a data set with transforms; a data set stays as it is"
     return DetectionDataset(o, tfms) if isinstance(o, Annotations) else o
 
-# %% ../nbs/00_pascal_data.ipynb #e5044450
+# %% ../nbs/00_pascal_data.ipynb #fc1bf4ac
 def dataloaders(
     trn, # Training `Annotations`, or any data set
     val, # Validation `Annotations`, or any data set
@@ -521,7 +574,9 @@ def dataloaders(
     workers=None, # Loading processes; two by default where there are two cores
     seed=42, # Of the shuffling, and of the transforms in loading processes; with `workers=0` these draw from torch's own generator
 ) -> DataLoaders:
-    "Loaders over `trn` and `val` whose pictures are squares of `size`; the same seed gives the same batches"
+    "Loaders over `trn` and `val` whose pictures are squares of `size`; the same seed gives the same batches; `ValueError` for a set without pictures"
+    for name, o in dict(training=trn, validation=val).items():
+        if not len(o): raise ValueError(f'no {name} pictures: the split is empty, or all its pictures were skipped')
     if workers is None: workers = min(2, (os.cpu_count() or 1) - 1)
     trn, val = _dataset(trn, tfms or squash(size)), _dataset(val, squash(size))
     kw = dict(collate_fn=collate, num_workers=workers, persistent_workers=workers > 0)

@@ -6,13 +6,15 @@
 __all__ = ['sample_symbols', 'sample_classes', 'super_categories', 'sample_seed', 'sample_version', 'declared', 'other_symbols',
            'alphabet', 'picture_rng', 'symbol_art', 'turn_symbol', 'draw_ground', 'draw_clutter', 'stamp_symbol',
            'paste_stamp', 'mask_box', 'finish_picture', 'draw_picture', 'picture_id', 'annotation_xml', 'write_picture',
-           'make_sample', 'cache_dir', 'sample_path', 'set_statistics', 'symbol_picture', 'symbol_batch',
+           'part_folder', 'make_sample', 'cache_dir', 'sample_path', 'set_statistics', 'symbol_picture', 'symbol_batch',
            'ResidualBlock', 'SymbolBody', 'SymbolClassifier', 'symbol_body', 'symbol_classifier', 'save_symbol_weights']
 
-# %% ../nbs/92_sample.ipynb #0dc62c35
+# %% ../nbs/92_sample.ipynb #059e42cc
 import json, math, os, shutil, subprocess, sys, tempfile, time
 import xml.etree.ElementTree as ET
+from contextlib import contextmanager
 from functools import lru_cache
+from glob import escape
 from importlib.resources import files
 from pathlib import Path
 import matplotlib, numpy as np, torch
@@ -433,11 +435,54 @@ def _move(tmp, path, key):
     except OSError:
         if not _same_set(path, key): raise
 
-# %% ../nbs/92_sample.ipynb #a09402e8
+# %% ../nbs/92_sample.ipynb #44f3489d
+def _lock(folder, wait=False):
+    "Lock a folder: a file descriptor, `False` where another process holds it, `None` where folders cannot be locked"
+    try:
+        import fcntl
+        fd = os.open(folder, os.O_RDONLY)
+    except (ImportError, OSError): return None
+    try: fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError as e: os.close(fd); return False if isinstance(e, BlockingIOError) else None
+    return fd
+
+# %% ../nbs/92_sample.ipynb #bbc2bd2b
+def _age(folder):
+    "Seconds since `folder` changed; 0 where it is gone"
+    try: return time.time() - folder.stat().st_mtime
+    except OSError: return 0
+
 def _sweep(path, age=3600):
-    "Remove unfinished folders that a killed process left beside `path` more than `age` seconds ago"
-    for old in path.parent.glob(f'.{path.name}-*.part'):
-        if time.time() - old.stat().st_mtime > age: shutil.rmtree(old, ignore_errors=True)
+    "Remove unfinished folders that killed processes left beside `path`; those that cannot be locked when they are older than `age` seconds"
+    for old in path.parent.glob(f'.{escape(path.name)}-*.part'):
+        fd = _lock(old)
+        if fd or (fd is None and _age(old) > age): shutil.rmtree(old, ignore_errors=True)
+        if fd: os.close(fd)
+
+# %% ../nbs/92_sample.ipynb #a9e0d99b
+def _claim(path):
+    "A new locked folder beside `path`, and its lock; another process's sweep may come between the two lines, hence the loop"
+    while True:
+        tmp = Path(tempfile.mkdtemp(prefix=f'.{path.name}-', suffix='.part', dir=path.parent))
+        fd = _lock(tmp, wait=True)
+        if tmp.exists(): return tmp, fd
+        if fd: os.close(fd)
+
+# %% ../nbs/92_sample.ipynb #78af72c8
+@contextmanager
+def part_folder(
+    path, # where the finished thing will be
+):
+    "A new folder beside `path` to build in; at the end it is removed, if it was not renamed, with all that killed processes left there"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(path)
+    tmp, fd = _claim(path)
+    try:
+        tmp.chmod(0o755)
+        yield tmp
+    finally:
+        shutil.rmtree(tmp, ignore_errors=True)
+        if fd: os.close(fd)
 
 # %% ../nbs/92_sample.ipynb #ad350f45
 def _make_folders(path):
@@ -446,7 +491,7 @@ def _make_folders(path):
     for d in ('JPEGImages', 'Annotations', 'SegmentationObject', 'ImageSets/Main', 'ImageSets/Segmentation'): (root/d).mkdir(parents=True)
     return root
 
-# %% ../nbs/92_sample.ipynb #2a938e16
+# %% ../nbs/92_sample.ipynb #ff1ebf20
 def make_sample(
     path,         # folder that will hold VOCdevkit; new or empty
     n_train=2000, # pictures for training
@@ -458,17 +503,12 @@ def make_sample(
     if min(n_train, n_valid) < 0: raise ValueError(f'numbers of pictures must not be negative: n_train {n_train}, n_valid {n_valid}')
     path, key = Path(path).absolute(), dict(name='objdet sample', version=sample_version, seed=seed, n_train=n_train, n_valid=n_valid)
     if _same_set(path, key): return path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(path)
-    tmp = Path(tempfile.mkdtemp(prefix=f'.{path.name}-', suffix='.part', dir=path.parent))
-    try:
+    with part_folder(path) as tmp:
         root = _make_folders(tmp)
         _draw_all(root, seed, n_train, n_valid, workers or _n_workers(n_train + n_valid))
         _write_sets(root, n_train, n_valid)
         (tmp/'sample.json').write_text(json.dumps(key))
-        tmp.chmod(0o755)
         _move(tmp, path, key)
-    finally: shutil.rmtree(tmp, ignore_errors=True)
     return path
 
 # %% ../nbs/92_sample.ipynb #dca66d4c

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['StdConv', 'flatten_conv', 'OutConv', 'SSDHead', 'actn_to_bb', 'bb_to_actn', 'BCELoss', 'SoftmaxLoss',
-           'set_background_bias', 'SSDLoss', 'HardNegativeLoss', 'keep_activations', 'kept_loaders', 'SSDMultiHead']
+           'set_background_bias', 'corner_l1', 'SSDLoss', 'HardNegativeLoss', 'keep_activations', 'kept_loaders',
+           'SSDMultiHead']
 
 # %% ../nbs/05_ssd_loss.ipynb #bf899473
 import os, torch
@@ -165,7 +166,15 @@ def set_background_bias(
         if isinstance(m, OutConv): nn.init.constant_(m.clas.bias.data.view(m.k, -1)[:, -1], bias)
     return head
 
-# %% ../nbs/05_ssd_loss.ipynb #2af0a73e
+# %% ../nbs/05_ssd_loss.ipynb #0577d7a5
+def corner_l1(
+    guess, # (p, 4) x1, y1, x2, y2
+    true, # (p, 4)
+) -> torch.Tensor: # (p,)
+    "How far the corners are off, on average (lecture)"
+    return (guess - true).abs().mean(-1)
+
+# %% ../nbs/05_ssd_loss.ipynb #d2df6c6e
 class SSDLoss(nn.Module):
     "Box and class loss of a batch, divided by its positives (SSD paper, equation 1, with L1 on corners and binary cross-entropy)"
     def __init__(self,
@@ -176,16 +185,27 @@ class SSDLoss(nn.Module):
         clas_loss=None, # Called with activations (b, k, c+1) and labels (b, k), gives a sum; `BCELoss` by default
         thresh=0.4, # An anchor is positive above this overlap
         loc_weight=1., # Factor of the box loss
+        box_loss=None, # Called with guessed and true boxes (p, 4), gives (p,); mean L1 of the corners by default
     ):
         super().__init__()
         self.register_buffer('anchors', anchors); self.register_buffer('grid_sizes', grid_sizes)
         self.size, self.n_classes, self.thresh, self.loc_weight = size, n_classes, thresh, loc_weight
-        self.clas_loss = clas_loss or BCELoss(n_classes)
+        self.clas_loss, self.box_loss = clas_loss or BCELoss(n_classes), box_loss or corner_l1
 
     def forward(self, # -> scalar
         preds, # Class activations (b, k, c+1) and box activations (b, k, 4)
         targ, # Boxes (b, m, 4) in pixels of the square and labels (b, m), -1 for padding
     ): return sum(self.parts(preds, targ))
+
+# %% ../nbs/05_ssd_loss.ipynb #5d99cf2e
+def _check_batch(loss, clas, boxes, labels):
+    "`ValueError` for activations or targets of other classes or of another square"
+    c, real = loss.n_classes, labels >= 0
+    if clas.shape[-1] != c + 1: raise ValueError(f'{clas.shape[-1]} class activations for {c} classes; expected {c + 1}, background last')
+    if not real.any(): return
+    if (top := labels.max()) >= c: raise ValueError(f'label {top}; expected 0 to {c - 1}, or -1 for padding')
+    low, high = boxes[real].aminmax()
+    if not (-1 <= low and high <= loss.size + 1): raise ValueError(f'boxes from {low:g} to {high:g}; expected pixels of the square of {loss.size}')
 
 # %% ../nbs/05_ssd_loss.ipynb #4a4f49e2
 def _targets(loss, boxes, labels):
@@ -196,7 +216,7 @@ def _targets(loss, boxes, labels):
     clas[pic, anchor] = labels[pic, obj]
     return m.positive, clas, boxes[pic, obj]
 
-# %% ../nbs/05_ssd_loss.ipynb #bccf2ace
+# %% ../nbs/05_ssd_loss.ipynb #c9696546
 @patch
 def parts(self:SSDLoss,
     preds, # Class activations (b, k, c+1) and box activations (b, k, 4)
@@ -206,10 +226,11 @@ def parts(self:SSDLoss,
     (clas, bbox), (boxes, labels) = preds, targ
     if self.anchors.device != bbox.device: self.to(bbox.device)
     if bbox.shape[1] != len(self.anchors): raise ValueError(f'{bbox.shape[1]} guesses a picture for {len(self.anchors)} anchors')
+    _check_batch(self, clas, boxes, labels)
     pos, tclas, tbox = _targets(self, boxes/self.size, labels)
     n = pos.sum().clamp(min=1)
     anchor = pos.nonzero()[:, 1]
-    dist = (actn_to_bb(bbox[pos], self.anchors[anchor], self.grid_sizes[anchor]) - tbox).abs().mean(-1)
+    dist = self.box_loss(actn_to_bb(bbox[pos], self.anchors[anchor], self.grid_sizes[anchor]), tbox)
     return self.loc_weight*dist.sum()/n, self.clas_loss(clas, tclas)/n
 
 # %% ../nbs/05_ssd_loss.ipynb #b2b843b1

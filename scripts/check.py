@@ -1,11 +1,11 @@
 """The project's whole test suite: exported code and README in sync with the notebooks, notebooks clean, the site without faults,
-nbdev_test over all notebooks with proof of how many cells it executed, then pytest. It stops at the first part that fails."""
+nbdev_test over all notebooks with proof of how many cells it executed, then pytest in two processes. It stops at the first part that fails."""
 import json, os, shutil, subprocess, sys, tempfile, time
 from pathlib import Path
 import docs, readme
 from notebooks import evaluated, notebooks, read, root, skipped, to_run
 
-workers, threads = 2, 1  # processes for nbdev_test, and torch threads in each
+workers, threads = 2, 1  # processes for nbdev_test and for pytest, and torch threads in each
 may_skip = {}  # cells of lessons 00 to 07 that may hold `#| eval: false`: {(notebook, cell id): the reason}
 
 
@@ -105,6 +105,12 @@ def check(project=root, names=parts):
     return True
 
 
+def tested(folder='tests'):
+    "Run pytest over `folder`, a file of tests in one process, for what they share is made once; its exit status, 5 if there was no test."
+    command = [sys.executable, '-m', 'pytest', '-q', '-n', str(workers), '--dist', 'loadfile', folder]
+    return subprocess.run(command, cwd=root, env=dict(environment(), OMP_NUM_THREADS=str(threads))).returncode
+
+
 if __name__ == '__main__':
     if not check(): sys.exit(1)
-    sys.exit(subprocess.run([sys.executable, '-m', 'pytest', '-q', 'tests'], cwd=root, env=environment()).returncode)
+    sys.exit(tested())

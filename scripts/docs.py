@@ -115,9 +115,13 @@ search_script = '''if (location.protocol === 'file:') {
 
 
 def offline(site):
-    "Make the pages in folder `site` whole without a network: formulas and search."
+    "Make the pages in folder `site` whole without a network: formulas, search and fonts."
     write(site/'site_libs/search-offline.js', search_script)
     write(site/'site_libs/search-index.js', f"window.searchIndex = {(site/'search.json').read_text(encoding='utf-8')};\n")
+    for p in site.rglob('*.css'):  # themes fetch fonts: the reader's own will do
+        style = re.sub(r'@import\s+url\([^)]*//[^)]*\)\s*;', '', p.read_text(encoding='utf-8'))
+        if re.search(r'(@import|url\()\s*["\'(]*(https?:)?//', style): raise SystemExit(f'{p.name} wants something from the network')
+        write(p, style)
     for p in site.glob('*.html'):
         page = mathml(p.read_text(encoding='utf-8'), p.name)
         page = page.replace('<script src="site_libs/smalldocs.js"', '<script src="site_libs/search-offline.js"></script>\n<script src="site_libs/smalldocs.js"')

@@ -203,7 +203,8 @@ def train(a):
 
 
 def report(a):
-    "Mean and spread (standard deviation over the seeds, n - 1) of every figure"
+    "Mean and spread (standard deviation over the seeds, n - 1) of every figure; with --out, all rows go to a file"
+    if a.out: a.out.write_text(json.dumps([json.loads(f.read_text()) for f in sorted(a.cache.glob('*_seed*.json'))], indent=1) + '\n')
     for task, names in dict(joint=('accuracy', 'l1', 'accuracy_both', 'l1_both'),
                              multi=('accuracy', 'macro_f1', 'micro_f1', 'accuracy_both', 'macro_f1_both')).items():
         rows = [json.loads(f.read_text()) for f in sorted(a.cache.glob(f'{task}_seed*.json'))]
@@ -218,7 +219,7 @@ def main(args=None):
     for f in (prepare, train, report):
         q = sub.add_parser(f.__name__, help=f.__doc__); q.set_defaults(run=f)
         q.add_argument('--cache', type=Path, default=Path('_data/voc_lessons'), help='folder of views, states and results')
-        if f is report: continue
+        if f is report: q.add_argument('--out', type=Path, help='a file for all rows, JSON'); continue
         q.add_argument('--weights', required=True, help="a file with torchvision's weights of mobilenet_v2")
         q.add_argument('--views', type=int, default=14); q.add_argument('--threads', type=int, default=2)
         if f is prepare: q.add_argument('--data', required=True, help='a VOC devkit')

@@ -1,9 +1,12 @@
 "Scoring: cases worked out by hand, COCO's code as the oracle, the readable loop against the fast version"
-import contextlib, io
+import contextlib, io, json
+from pathlib import Path
 import numpy as np, pytest, torch
 from hypothesis import given, settings, strategies as st
 from torchvision import tv_tensors
-from objdet.score import MeanAP, _loop_hits, _pairs, _read, _by_group, average_precision, mean_ap, recall_at
+from objdet.pascal_data import Annotations, Record, to_coco
+from objdet.score import (MeanAP, _loop_hits, _pairs, _read, _by_group, average_precision, coco_ap, coco_areas, coco_results, matches, mean_ap,
+                          read_coco_results, recall_at, write_coco_results)
 
 pycocotools = pytest.importorskip('pycocotools')
 from pycocotools.coco import COCO
@@ -222,21 +225,22 @@ class CrowdByBox(COCOeval):
         finally:
             for g, c in zip(self._gts[image, category], crowd): g['iscrowd'] = c
 
-def coco_ap(p, t, classes, max_dets=100, iou=0.5):
+def as_coco(items, classes):
+    "Detections, or objects with difficult marks as crowd regions, as an indexed COCO object"
+    rows = [dict(image_id=i, bbox=[*b[:2], *(b[2:] - b[:2])], area=np.prod(b[2:] - b[:2]),
+                 category_id=int(d['labels'][k]), score=float(d['scores'][k]) if 'scores' in d else 1.,
+                 iscrowd=int(d['difficult'][k]) if 'difficult' in d else 0)
+            for i, d in enumerate(items) for k, b in enumerate(np.asarray(d['boxes'], dtype=float))]
+    c = COCO()
+    c.dataset = dict(images=[dict(id=i) for i in range(len(items))], categories=[dict(id=k) for k in range(classes)],
+                     annotations=[dict(r, id=i) for i, r in enumerate(rows, 1)])
+    c.createIndex()
+    return c
+
+def their_ap(p, t, classes, max_dets=100, iou=0.5):
     "AP of each class by pycocotools"
-    def coco(items):
-        rows = [dict(image_id=i, bbox=[*b[:2], *(b[2:] - b[:2])], area=np.prod(b[2:] - b[:2]),
-                     category_id=int(d['labels'][k]), score=float(d['scores'][k]) if 'scores' in d else 1.,
-                     iscrowd=int(d['difficult'][k]) if 'difficult' in d else 0)
-                for i, d in enumerate(items) for k, b in enumerate(np.asarray(d['boxes'], dtype=float))]
-        c = COCO()
-        c.dataset = dict(images=[dict(id=i) for i in range(len(items))],
-                         categories=[dict(id=k) for k in range(classes)],
-                         annotations=[dict(r, id=i) for i, r in enumerate(rows, 1)])
-        c.createIndex()
-        return c
     with contextlib.redirect_stdout(io.StringIO()):
-        e = CrowdByBox(coco(t), coco(p), 'bbox')
+        e = CrowdByBox(as_coco(t, classes), as_coco(p, classes), 'bbox')
         e.params.iouThrs, e.params.maxDets = np.array([iou]), [max_dets]
         e.params.areaRng, e.params.areaRngLbl = [[0, 1e10]], ['all']
         e.evaluate(), e.accumulate()
@@ -250,7 +254,7 @@ def test_equal_to_pycocotools_on_random_sets(max_dets, difficult):
     rng, seen = np.random.default_rng(7), []
     for _ in range(200):
         p, t = random_set(rng, difficult=difficult)
-        ours, theirs = mean_ap(p, t, method='101point', n_classes=4, max_dets=max_dets), coco_ap(p, t, 4, max_dets)
+        ours, theirs = mean_ap(p, t, method='101point', n_classes=4, max_dets=max_dets), their_ap(p, t, 4, max_dets)
         np.testing.assert_allclose(ours.ap, theirs, atol=1e-6)
         if not np.isnan(theirs).all(): assert ours.map == pytest.approx(np.nanmean(theirs), abs=1e-6)
         seen.append(theirs)
@@ -263,7 +267,122 @@ def test_equal_to_pycocotools_at_other_thresholds(iou):
     rng = np.random.default_rng(8)
     for _ in range(30):
         p, t = random_set(rng)
-        np.testing.assert_allclose(mean_ap(p, t, iou, '101point', 4).ap, coco_ap(p, t, 4, 40, iou), atol=1e-6)
+        np.testing.assert_allclose(mean_ap(p, t, iou, '101point', 4).ap, their_ap(p, t, 4, 40, iou), atol=1e-6)
+
+def their_six(truth, found):
+    "pycocotools' AP, AP50, AP75 and AP of small, medium and large objects, as it prints them"
+    with contextlib.redirect_stdout(io.StringIO()):
+        e = CrowdByBox(truth, found, 'bbox')
+        e.evaluate(), e.accumulate(), e.summarize()
+    return np.where(e.stats[:6] < 0, np.nan, e.stats[:6])
+
+@pytest.mark.parametrize('difficult', [0., 0.3])
+def test_six_figures_equal_to_pycocotools(difficult):
+    "100 sets of each kind, boxes enlarged so that all three sizes occur, with areas exactly on the borders"
+    rng, seen = np.random.default_rng(11), []
+    for _ in range(100):
+        p, t = random_set(rng, difficult=difficult)
+        for d in (*p, *t): d['boxes'] = d['boxes'] * 16
+        seen.append(their_six(as_coco(t, 4), as_coco(p, 4)))
+        np.testing.assert_allclose(coco_ap(p, t, 4), seen[-1], atol=1e-6)
+    seen = np.array(seen)
+    assert (np.isnan(seen).sum(0) > 0).all() and ((seen > 0) & (seen < 1)).sum(0).min() > 20, 'the sets are too easy to tell'
+
+def test_coco_takes_an_object_out_of_range_once():
+    "Two detections on one large object: the first is struck for the small ones, the second is a miss unless large itself"
+    t = truth(box(0, w=40, h=40), box(100, w=20, h=20))
+    p = preds((box(0, w=40, h=40), .9), (box(0, w=31, h=31), .8), (box(100, w=20, h=20), .7))
+    assert mean_ap([p], [t], method='101point', area=coco_areas['small']).precision[0].tolist() == [0, 1/2]
+    assert mean_ap([p], [t], method='area', area=coco_areas['small']).precision[0].tolist() == [1], 'VOC strikes both'
+    assert mean_ap([p], [t], area=coco_areas['medium']).n_positives.tolist() == [1]
+
+def test_matches_say_what_the_curve_says():
+    rng = np.random.default_rng(5)
+    for method in ('area', '101point'):
+        for _ in range(20):
+            p, t = random_set(rng, difficult=.3)
+            m, r = matches(p, t, method=method, n_classes=4), mean_ap(p, t, method=method, n_classes=4)
+            for c in range(4):
+                hit = m.object[(m.label == c) & ~m.struck] >= 0
+                np.testing.assert_allclose(np.cumsum(hit) / np.arange(1, len(hit) + 1), r.precision[c])
+            for i, place, label, score, obj, struck in zip(*m):
+                assert p[i]['labels'][place] == label and p[i]['scores'][place] == pytest.approx(score)
+                if obj >= 0: assert t[i]['labels'][obj] == label and not t[i]['difficult'][obj] and not struck
+            pairs = [(i, o) for i, o in zip(m.picture, m.object) if o >= 0]
+            assert len(set(pairs)) == len(pairs), 'an object was hit twice'
+
+# Files
+
+def some_split(rng, ids, classes=4):
+    "Annotations with random objects in pictures of 300 x 200, and detections of them"
+    p, records = [], []
+    for i in ids:
+        m, n = rng.integers(0, 5), rng.integers(0, 12)
+        boxes, dets = [np.float32(np.hstack([xy, xy + wh])) for k in (m, n) for xy, wh in [(rng.uniform(0, 90, (k, 2)), rng.uniform(2, 110, (k, 2)))]]
+        if m: dets[::2] = boxes[rng.integers(0, m, len(dets[::2]))] + rng.uniform(0, 2, (len(dets[::2]), 4)).astype('f4')
+        records.append(Record(Path(f'{i}.jpg'), i, 300, 200, boxes, rng.integers(0, classes, m), np.zeros(m, bool)))
+        p.append(dict(boxes=torch.tensor(dets), scores=torch.tensor(rng.random(n)), labels=torch.tensor(rng.integers(0, classes, n))))
+    return Annotations(records, list('abcd')[:classes], []), p
+
+@pytest.mark.parametrize('ids', [range(1, 30), [900 - 7*i for i in range(29)], [3]*29], ids=['in order', 'any ids', 'repeated ids'])
+def test_files_score_the_same_with_pycocotools(ids, tmp_path):
+    "Catches category or image ids that differ from `to_coco`'s, corners for sizes, lost or reordered entries"
+    ann, p = some_split(np.random.default_rng(2), ids)
+    (tmp_path/'truth.json').write_text(json.dumps(to_coco(ann)))
+    found = write_coco_results(p, ann, tmp_path/'found.json')
+    again = read_coco_results(found, ann)
+    for a, b in zip(p, again): assert all(torch.equal(a[k], b[k]) for k in a)
+    t = [dict(boxes=r.boxes, labels=r.labels) for r in ann.records]
+    with contextlib.redirect_stdout(io.StringIO()):
+        theirs = COCO(str(tmp_path/'truth.json'))
+        six = their_six(theirs, theirs.loadRes(str(found)))
+    np.testing.assert_allclose(coco_ap(again, t, 4), six, atol=1e-6)
+    assert mean_ap(again, t, method='101point', n_classes=4).map == pytest.approx(six[1], abs=1e-6)
+
+def test_results_of_squares_come_out_in_the_picture_s_own_pixels(tmp_path):
+    ann, _ = some_split(np.random.default_rng(2), [1])
+    p = [dict(boxes=torch.tensor([[0., 64, 32, 128]]), scores=torch.tensor([.5]), labels=torch.tensor([3]))]
+    row, = json.loads(write_coco_results(p, ann, tmp_path/'f.json', size=128).read_text())
+    assert row == dict(image_id=1, category_id=4, bbox=[0, 100, 75, 100], score=.5)
+    assert p[0]['boxes'].tolist() == [[0, 64, 32, 128]], 'the input was changed'
+
+def test_no_detections_at_all(tmp_path):
+    ann, _ = some_split(np.random.default_rng(2), [1, 2])
+    for size in (None, 100):
+        file = write_coco_results([none, dict(boxes=[], scores=[], labels=[])], ann, tmp_path/'f.json', size)
+        assert [len(p['boxes']) for p in read_coco_results(file, ann)] == [0, 0]
+    assert coco_results([], []) == []
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    ann, p = some_split(np.random.default_rng(2), [1, 2])
+    file = write_coco_results(p, ann, tmp_path/'f.json')
+    before = file.read_bytes()
+    with pytest.raises(ValueError, match='label 9, expected 0 to 3'): write_coco_results([none, preds((box(0), .5, 9))], ann, file)
+    def full(self, text): self.write_bytes(text[:9].encode()); raise OSError('no space left')
+    monkeypatch.setattr(Path, 'write_text', full)
+    with pytest.raises(OSError): write_coco_results(p, ann, file)
+    assert file.read_bytes() == before and [f.name for f in tmp_path.iterdir()] == ['f.json']
+
+@pytest.mark.parametrize('p, text', [
+    ([none], '1 predictions for 2 pictures'), ([none, preds((box(0), float('inf')))], r'preds\[1\]: scores inf: not finite'),
+    ([preds((box(0), .5, -1)), none], r'preds\[0\]: labels -1'), ([preds(([9, 0, 5, 5], .5)), none], 'corners swapped')])
+def test_what_cannot_be_written(p, text):
+    with pytest.raises(ValueError, match=text): coco_results(p, [1, 2])
+
+row = dict(image_id=1, category_id=1, bbox=[0, 0, 5, 5], score=.5)
+@pytest.mark.parametrize('text, says', [
+    ('[{', 'malformed JSON'), ('{"annotations": []}', 'holds a dict, expected the list'), ([3], 'entry 0: a int'),
+    ([row, {k: v for k, v in row.items() if k != 'score'}], "entry 1: no 'score', only"),
+    ([dict(row, image_id=9)], 'entry 0: image_id 9, which is not among'), ([dict(row, image_id=[1])], r'image_id \[1\]'),
+    ([dict(row, category_id=0)], 'category_id 0, expected 1 to 4'), ([dict(row, category_id=5)], 'category_id 5'),
+    ([dict(row, category_id='a')], "category_id 'a'"), ([dict(row, bbox=[1, 2, 3])], r'bbox \[1, 2, 3\]'), ([dict(row, bbox=7)], 'bbox 7'),
+    ([dict(row, bbox=[0, 0, -1, 5])], 'no negative size'), ([dict(row, score=None)], 'score None'), ([dict(row, score=float('nan'))], 'finite')])
+def test_files_that_cannot_be_read_say_what_and_where(text, says, tmp_path):
+    ann, _ = some_split(np.random.default_rng(2), [1, 2])
+    file = tmp_path/'found.json'
+    file.write_text(text if isinstance(text, str) else json.dumps(text))
+    with pytest.raises(ValueError, match=says) as e: read_coco_results(file, ann)
+    assert str(file) in str(e.value)
 
 # The readable loop
 
@@ -281,12 +400,12 @@ def sets(draw):
     return p, t
 
 @settings(max_examples=150, deadline=None)
-@given(sets(), st.sampled_from([0.3, 0.5, 0.7]), st.booleans())
-def test_loop_and_fast_version_agree(set_, iou, coco):
+@given(sets(), st.sampled_from([0.3, 0.5, 0.7]), st.booleans(), st.sampled_from([None, (0, 4), (4, 9)]))
+def test_loop_and_fast_version_agree(set_, iou, coco, area):
     p, t = set_
-    fast = mean_ap(p, t, iou, '101point' if coco else 'area', n_classes=2)
+    fast = mean_ap(p, t, iou, '101point' if coco else 'area', n_classes=2, area=area)
     for c in range(2):
-        hits, n = _loop_hits(p, t, c, iou, coco)
+        hits, n = _loop_hits(p, t, c, iou, coco, area)
         assert fast.n_positives[c] == n and len(fast.scores[c]) == len(hits)
         if n: np.testing.assert_allclose(fast.recall[c] * n, np.cumsum(hits))
         else: assert np.isnan(fast.ap[c]) and np.isnan(fast.recall[c]).all()

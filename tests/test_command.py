@@ -1,0 +1,182 @@
+"The command `objdet`, in this process: what it prints, what it writes, how it ends"
+import json, subprocess, sys
+from pathlib import Path
+import numpy as np, pytest, torch
+from PIL import Image
+from objdet import __version__, command
+from objdet.command import main
+from objdet.detector import Detector, load_detector
+from objdet.learner import set_seed
+from objdet.pascal_data import get_data, load_annotations, to_coco
+from objdet.single_obj import create_body
+from objdet.ssd_loss import SSDMultiHead
+
+@pytest.fixture(scope='module')
+def val(): return load_annotations(get_data('sample'), 'val')
+
+@pytest.fixture(scope='module')
+def model(tmp_path_factory, val):
+    set_seed(0)
+    body, args = create_body('symbols', 'DEFAULT'), dict(k=2, bias=-1., nf=16, n_grids=2)
+    file = tmp_path_factory.mktemp('model')/'d.pt'
+    Detector(body, SSDMultiHead(body.channels, len(val.classes), **args), val.classes, ([4, 2], [1.], [(1., 1.), (1., .5)]), 112, args).save(file)
+    return str(file)
+
+@pytest.fixture
+def photos(tmp_path, val, monkeypatch):
+    "A folder `photos` with three pictures of the sample, in the working folder"
+    monkeypatch.chdir(tmp_path)
+    Path('photos').mkdir()
+    for r in val.records[:3]: Path('photos', r.file.name).write_bytes(r.file.read_bytes())
+    return Path('photos')
+
+def test_a_line_a_detection_is_what_predict_says(photos, model, capsys):
+    assert main(['detect', 'photos', '--model', model, '--thresh', '.25']) == 0
+    out, err = capsys.readouterr()
+    want = load_detector(model).predict(photos, thresh=.25)
+    files = sorted(photos.iterdir())
+    assert out.splitlines() == ['\t'.join([str(f), n, f'{s:.3f}', *(f'{v:.1f}' for v in b)]) for f, d in zip(files, want)
+                                for n, s, b in zip(d['names'], d['scores'].tolist(), d['boxes'].tolist())] != []
+    assert err == ''
+
+def test_out_json_is_coco_results(photos, model, val, capsys):
+    assert main(['detect', 'photos', '--model', model, '--thresh', '.25', '--out', 'new/found.json']) == 0
+    rows, want = json.loads(Path('new/found.json').read_text()), load_detector(model).predict(photos, thresh=.25)
+    assert len(rows) == sum(len(d['scores']) for d in want) > 0 and sorted(o.name for o in Path('new').iterdir()) == ['found.json']
+    d, r = want[0], rows[0]
+    x1, y1, x2, y2 = d['boxes'][0].tolist()
+    assert r['bbox'] == pytest.approx([x1, y1, x2 - x1, y2 - y1]) and r['score'] == d['scores'][0].item()
+    assert (r['category_id'], r['category'], r['image_id'], r['file_name']) == (d['labels'][0] + 1, d['names'][0], val[0].id, str(Path('photos', val[0].file.name)))
+
+def test_drawings_have_the_pictures_sizes_and_never_replace_them(photos, model, val, capsys):
+    assert main(['detect', 'photos', '--model', model, '--out', 'drawn']) == 0
+    for r in val.records[:3]: assert Image.open(f'drawn/{r.file.stem}.png').size == (r.width, r.height)
+    before = Path('drawn', f'{val[0].file.stem}.png').read_bytes()
+    assert main(['detect', 'drawn', '--model', model, '--out', 'drawn']) == 2
+    assert 'would overwrite a picture' in capsys.readouterr().err and Path('drawn', f'{val[0].file.stem}.png').read_bytes() == before
+
+def test_draw_chooses_a_folder(photos, model, val):
+    one = str(next(photos.iterdir()))
+    assert main(['detect', one, '--model', model, '--draw']) == 0 and len(list(Path('detections').iterdir())) == 1
+    assert main(['detect', one, '--model', model, '--draw', '--out', 'x.json']) == 0 and len(list(Path('x').iterdir())) == 1 and Path('x.json').is_file()
+
+def test_a_broken_picture_costs_its_own_detections_only(photos, model, capsys):
+    "Stopping at the first broken file of a large folder would lose the rest"
+    main(['detect', 'photos', '--model', model])
+    whole = capsys.readouterr().out
+    (photos/'000000.jpg').write_text('no picture')
+    assert main(['detect', 'photos', '--model', model, '--out', 'found.json']) == 2
+    out, err = capsys.readouterr()
+    assert out == whole and err.startswith('objdet: photos/000000.jpg: picture cannot be read') and err.count('\n') == 1
+    assert len(json.loads(Path('found.json').read_text())) == len(whole.splitlines())
+
+def test_score_of_detect_matches_mean_ap_and_follows_names(photos, model, val, capsys):
+    "Truth with other numbers for pictures and classes: by number the score would be nonsense"
+    truth = to_coco(val)
+    ids = {o['id']: 1000 + i for i, o in enumerate(truth['images'][:3])}
+    n = len(truth['categories'])
+    for o in truth['categories']: o['id'] = 100 + n - o['id']
+    truth.update(images=[dict(o, id=ids[o['id']]) for o in truth['images'][:3]],
+                 annotations=[dict(o, image_id=ids[o['image_id']], category_id=100 + n - o['category_id']) for o in truth['annotations'] if o['image_id'] in ids])
+    Path('truth.json').write_text(json.dumps(truth))
+    assert main(['detect', 'photos', '--model', model, '--thresh', '.01', '--out', 'found.json']) == 0
+    capsys.readouterr()
+    assert main(['score', 'found.json', 'truth.json', '--method', 'area', '--coco']) == 0
+    from objdet.score import mean_ap
+    preds = load_detector(model).predict(photos, thresh=.01)
+    want = mean_ap(preds, [dict(boxes=r.boxes, labels=r.labels, difficult=r.difficult) for r in val.records[:3]], method='area', n_classes=n)
+    out = capsys.readouterr().out
+    assert str(want) in out and out.count('\n') == n + 4 and 'ap50' in out
+
+@pytest.fixture
+def perfect(val, tmp_path, monkeypatch):
+    "Plain COCO results: the truth itself"
+    monkeypatch.chdir(tmp_path)
+    rows = [dict(image_id=r.id, category_id=int(l) + 1, bbox=[*b[:2].tolist(), *(b[2:] - b[:2]).tolist()], score=.9) for r in val.records for b, l in zip(r.boxes, r.labels)]
+    Path('perfect.json').write_text(json.dumps(rows))
+    return rows
+
+def test_score_against_a_voc_folder(perfect, val, capsys):
+    "And detections of other pictures and classes are left out, aloud"
+    rows = [dict(r, file_name=f'{r["image_id"]:06}.jpg', category=val.classes[r['category_id'] - 1]) for r in perfect]
+    Path('more.json').write_text(json.dumps([*rows, dict(rows[0], file_name='other.jpg'), dict(rows[0], category='ghost')]))
+    assert main(['score', 'more.json', str(get_data('sample')), '--split', 'val']) == 0
+    out, err = capsys.readouterr()
+    assert 'mAP 1.0000' in out and "no picture 'other.jpg'" in err and "no class 'ghost'" in err and 'cut off counts as not found' in err
+
+@pytest.fixture
+def truth(photos, val):
+    "A COCO file of the pictures in `photos`, beside them"
+    d = to_coco(val)
+    d['images'] = d['images'][:3]
+    d['annotations'] = [o for o in d['annotations'] if o['image_id'] in {o['id'] for o in d['images']}]
+    (photos/'truth.json').write_text(json.dumps(d))
+    return str(photos/'truth.json')
+
+wrong = {'no verb': ([], 'required'), 'another verb': (['delect'], "'delect'"), 'no picture': (['detect'], 'PICTURE'), 'missing': (['detect', 'x.jpg'], 'x.jpg: no such picture'),
+         'empty folder': (['detect', 'empty'], 'empty: no picture in this folder'), 'threshold': (['detect', 'photos', '--thresh', '30'], '30 is not a number from 0 to 1'),
+         'threshold nan': (['detect', 'photos', '--thresh', 'nan'], 'nan is not'), 'no model': (['detect', 'photos', '--model', 'no.pt'], 'no.pt: no such'), 'other model': (['detect', 'photos', '--model', 'text.txt'], 'text.txt: not a file'),
+         'a picture to write to': (['detect', 'photos', '--out', 'text.txt'], 'text.txt: a file; expected a folder'), 'device': (['detect', 'photos', '--model', 'MODEL', '--device', 'abacus'], "device 'abacus' cannot be used"),
+         'no data': (['train', 'nowhere'], 'nowhere'), 'epochs': (['train', 'sample', '--epochs', '0'], '0 is not a whole number'), 'nothing to resume': (['train', 'sample', '--resume'], 'detector.checkpoint.pt: no interrupted training'),
+         'both': (['train', 'sample', '--resume', '--fresh'], 'not allowed with'), 'there already': (['train', 'sample', '--out', 'text.txt'], 'text.txt: already there'),
+         'no detections': (['score', 'no.json', 'DATA'], 'no.json: no such file'), 'no truth': (['score', 'list.json', 'nowhere'], 'nowhere'), 'no json': (['score', 'text.txt', 'DATA'], 'text.txt: malformed JSON'),
+         'no list': (['score', 'dict.json', 'DATA'], 'dict.json'), 'no entry': (['score', 'list.json', 'DATA'], 'list.json, entry 0'), 'overlap text': (['score', 'list.json', 'DATA', '--iou', 'x'], 'x is not'),
+         'overlap': (['score', 'list.json', 'DATA', '--iou', '50'], '50 is not'), 'method': (['score', 'list.json', 'DATA', '--method', '12point'], '12point')}
+
+@pytest.mark.parametrize('what', wrong)
+def test_bad_input_is_one_line_and_2(what, truth, model, capsys):
+    argv, words = wrong[what]
+    Path('empty').mkdir(); Path('text.txt').write_text('hello'); Path('dict.json').write_text('{}'); Path('list.json').write_text('[{"image_id": 1}]')
+    assert main([{'MODEL': model, 'DATA': truth}.get(o, o) for o in argv]) == 2
+    out, err = capsys.readouterr()
+    assert words in err and err.startswith('objdet: ') and err.count('\n') == 1 and 'Traceback' not in err
+
+def test_version_and_help(capsys):
+    assert main(['--version']) == 0 and capsys.readouterr().out == f'objdet {__version__}\n'
+    for verb in 'detect', 'train', 'score':
+        assert main([verb, '--help']) == 0
+        assert f'objdet {verb} ' in capsys.readouterr().out.split('usage', 1)[1].split('\n\n', 1)[1]  # an example below the usage
+
+def test_interruption_is_130_and_a_bug_keeps_its_traceback(monkeypatch, photos, capsys):
+    def stop(*a): raise KeyboardInterrupt
+    def bug(*a): raise ZeroDivisionError
+    monkeypatch.setattr(command, 'detect_command', stop)
+    assert main(['detect', 'photos']) == 130 and capsys.readouterr().err == 'objdet: interrupted\n'
+    monkeypatch.setattr(command, 'detect_command', bug)
+    with pytest.raises(ZeroDivisionError): main(['detect', 'photos'])
+
+def test_train_hands_on_what_was_typed(truth, model, monkeypatch, capsys):
+    "Its own training has tests of its own; here the state beside --out, and that it goes when the file is there"
+    from objdet import your_data
+    calls, d = [], json.loads(Path(truth).read_text())
+    d['images'] += [dict(d['images'][0], id=10**6 + i) for i in range(2)]  # five pictures: a fifth is for validation
+    Path(truth).write_text(json.dumps(d))
+    def train_detector(trn, val, **kw):
+        calls.append(kw)
+        Path(kw['checkpoint']).write_text('state')
+        if len(calls) == 1: raise KeyboardInterrupt
+        return load_detector(model), None
+    monkeypatch.setattr(your_data, 'train_detector', train_detector)
+    monkeypatch.setattr(Detector, 'predict', lambda self, files, *a: [dict(boxes=torch.zeros(0, 4), scores=torch.zeros(0), labels=torch.zeros(0, dtype=torch.int64))]*len(files))
+    argv = ['train', truth, '--out', 'new/mine.pt', '--epochs', '3', '--body', 'symbols', '--weights', 'none', '--size', '128', '--seed', '7', '--bs', '8']
+    assert main(argv) == 130 and Path('new/mine.checkpoint.pt').is_file() and not Path('new/mine.pt').exists()
+    assert main([*argv, '--resume']) == 0 and not Path('new/mine.checkpoint.pt').exists()
+    assert calls[0] == calls[1] == dict(epochs=3, size=128, body='symbols', weights='none', checkpoint=Path('new/mine.checkpoint.pt'), seed=7, bs=8)
+    assert load_detector('new/mine.pt').size == 112 and 'going on from new/mine.checkpoint.pt' in capsys.readouterr().out
+    assert main(argv) == 2 and main([*argv, '--fresh']) == 0
+
+def test_nothing_of_it_in_the_truth_is_an_error(truth, perfect, val, capsys):
+    "A score of 0 for detections of another data set would hide the mistake"
+    Path('none.json').write_text(json.dumps([dict(perfect[0], file_name='other.jpg', category='cat')]))
+    assert main(['score', 'none.json', truth]) == 2 and "'other.jpg' is not in the truth" in capsys.readouterr().err
+    assert main(['score', 'perfect.json', truth]) == 2 and 'which is not among the pictures' in capsys.readouterr().err
+
+def test_in_a_process_of_its_own_and_with_a_reader_that_leaves(photos, model):
+    "As the shell runs it: the entry point, the status, no traceback when `head` closes the pipe"
+    run = [sys.executable, '-c', 'import sys; from objdet.command import main; sys.exit(main())', 'detect', str(photos), '--model', model, '--thresh', '.1']
+    done = subprocess.Popen(run, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    done.stdout.close()
+    err = done.stderr.read()
+    assert done.wait() == 141 and err == ''
+    import re
+    assert re.search(r"console_scripts=\['objdet=objdet.command:main'\]", Path(__file__).parents[1].joinpath('setup.py').read_text())
