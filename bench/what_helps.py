@@ -1,6 +1,6 @@
 """What helps a detector, and how much: python bench/what_helps.py --seeds 2 --epochs 3 --out nbs/07_helps.json
 
-The base is lesson 06's finished detector, trained for fewer epochs: grids 8, 4, 2, 1 with suggested shapes, focal loss, mirror images, the
+The base is lesson 06's finished detector, trained for fewer epochs: grids 8, 4, 2, 1 with suggested shapes, focal loss, overlap as box loss, mirror images, the
 early half of the pretrained body frozen. Each other row changes one thing and keeps the rest: data, first weights of a seed, order of pictures,
 epochs, rates. What frozen layers say is kept, of every view of a picture that a row needs. A row that the file has, made with the same settings,
 is not made again, so that an interrupted run goes on where it stopped. Prints, best first in each group: mAP (11 points, IoU 0.5), the difference
@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
+from torchvision.ops import generalized_box_iou_loss
 from torchvision.transforms import v2
 from objdet.anchors_matching import anchor_recall, create_anchors, default_grids, default_shapes, default_zooms, suggest_anchors
 from objdet.bbox_aug import ssd_tfms, tidy_boxes
@@ -20,13 +21,14 @@ from objdet.learner import Learner, set_seed
 from objdet.pascal_data import Annotations, DataLoaders, DetectionDataset, dataloaders, get_data, load_splits, squash
 from objdet.score import mean_ap
 from objdet.single_obj import create_body
-from objdet.ssd_loss import BCELoss, HardNegativeLoss, SSDLoss, SSDMultiHead, keep_activations
+from objdet.ssd_loss import BCELoss, HardNegativeLoss, SSDLoss, SSDMultiHead, corner_l1, keep_activations
 from saved_rows import done, parse, parser, read_rows, settings_of, write_rows
 
 CELLS, BODY_RATE, ZOOM_OUT = 8, .6, 2. # the square in cells of the body's grid; the body's rate, a share of the head's; widest zoom-out of SSD's set
 losses = dict(focal=FocalLoss, bce=BCELoss, hard=HardNegativeLoss)
 # `shapes` is a number of suggested ones, or (zooms, shapes); `learns`: which layers beside the head; `nf`: the head's width, as a share of the default's
-plan = dict(grids=(8, 4, 2, 1), shapes=9, loss='focal', thresh=.4, loc=1., views='flip', learns='late', weights=None, nf=1.)
+plan = dict(grids=(8, 4, 2, 1), shapes=9, loss='focal', thresh=.4, loc=1., box='overlap', views='flip', learns='late', weights=None, nf=1.)
+box_losses = dict(overlap=generalized_box_iou_loss, corners=corner_l1)
 base, square = "base: lesson 06's detector", ((1., 1.),)
 rows_of = {
     'anchors': {"the lecture's: grids 4, 2, 1, 3 zooms, 3 shapes": dict(grids=default_grids, shapes=(default_zooms, default_shapes)),
@@ -37,7 +39,7 @@ rows_of = {
                 '1 zoom, squares alone': dict(shapes=((1.,), square)),
                 '4 suggested shapes': dict(shapes=4)},
     'loss': {'binary cross entropy': dict(loss='bce'), 'hard negatives, 3 to 1': dict(loss='hard'),
-             'positive above 0.5, not 0.4': dict(thresh=.5), 'box loss ten times': dict(loc=10.)},
+             'positive above 0.5, not 0.4': dict(thresh=.5), 'box loss of corners, not of overlap': dict(box='corners'), 'box loss twice': dict(loc=2.)},
     'head': {'half as wide': dict(nf=.5), 'twice as wide': dict(nf=2.)},
     'body': {'frozen': dict(learns='nothing'), 'all of it learns': dict(learns='all'),
              'all of it learns, from random weights': dict(learns='all', weights='none')},
@@ -134,7 +136,7 @@ def train(name, seed, data, a):
     dls.train.generator.manual_seed(seed)
     set_seed(seed) # the head's first weights must not depend on how the body was made
     groups = make_groups(p, body, make_head(p, body.channels, c, len(zooms)*len(shapes)))
-    loss = SSDLoss(*anchors, data.size, c, losses[p['loss']](c), p['thresh'], p['loc'])
+    loss = SSDLoss(*anchors, data.size, c, losses[p['loss']](c), p['thresh'], p['loc'], box_losses[p['box']])
     learn, start = Learner(nn.Sequential(*groups), dls, loss, groups=groups), clock()
     learn.fit_one_cycle(a.epochs, [a.lr*BODY_RATE]*(len(groups) - 1) + [a.lr])
     seconds = clock() - start

@@ -61,15 +61,15 @@ DATA is a VOC devkit, as a folder or a tar file, a COCO folder, or a COCO JSON b
 `voc2007`, which is downloaded.
 """
 
-# %% ../nbs/97_command.ipynb #6b72da57
+# %% ../nbs/97_command.ipynb #05a1392d
 def _add_train(sub):
     p = sub.add_parser('train', help='train a detector on your own data', description=_train_help)
     p.add_argument('data', metavar='DATA', help='pictures and their annotations')
     p.add_argument('--out', type=Path, default=Path('detector.pt'), help='the file to write (default: %(default)s)')
     p.add_argument('--epochs', type=_count, default=10, help='times through the data (default: %(default)s)')
-    p.add_argument('--body', help='`symbols`, or a classifier of torchvision such as mobilenet_v2 or resnet34')
+    p.add_argument('--body', help='`symbols`, trained on drawings (the default, unless OBJDET_BODY is set), or a classifier of torchvision such as mobilenet_v2 or resnet34, for photographs')
     p.add_argument('--weights', help="the body's weights: DEFAULT (downloaded), a file, or none")
-    p.add_argument('--size', type=_count, help="side of the square in pixels (default: as the body likes it)")
+    p.add_argument('--size', type=_count, help="side of the square in pixels, a multiple of the body's stride (default: eight cells: 128 for symbols, 256 for mobilenet_v2)")
     p.add_argument('--bs', type=_count, default=32, help='pictures a batch; fewer for a few hundred pictures (default: %(default)s)')
     p.add_argument('--seed', type=int, default=42, help='of everything that is left to chance (default: %(default)s)')
     how = p.add_mutually_exclusive_group()
@@ -311,10 +311,10 @@ def score_command(
     _print_score(preds, truth, a.method, a.iou, a.coco)
     return 0
 
-# %% ../nbs/97_command.ipynb #ed264605
+# %% ../nbs/97_command.ipynb #62c5780f
 def main(
     argv=None, # Words after `objdet`; those of the command line by default
-) -> int: # Exit status: 0, 2 for bad input, 130 after Ctrl-C
+) -> int: # Exit status: 0, 2 for bad input, 130 after Ctrl-C, 141 if the reader of our output has gone
     "The command `objdet`"
     try:
         a = _parser().parse_args(argv)

@@ -70,7 +70,7 @@ def _evaluating(model):
     finally:
         for m in training: m.training = True
 
-# %% ../nbs/94_detector.ipynb #c8943c3d
+# %% ../nbs/94_detector.ipynb #c07422f3
 class Detector(nn.Module):
     "Body, head and anchors together, and all that a file needs to carry; `ValueError` for parts that do not fit each other"
     def __init__(self,
@@ -81,7 +81,7 @@ class Detector(nn.Module):
         size, # Side of the square in pixels
         head_args, # What the head was made with, by name, but `nin` and `n_classes`
         taps=None, # Layers of the body after which the head listens; after the last by default
-        notes=None, # Plain values that the file carries too: data, recipe, figures, licence
+        notes=None, # Plain values that the file carries too: data, recipe, figures, license
     ):
         super().__init__()
         if type(head).__name__ not in _heads: raise ValueError(f'head is {type(head).__name__}; expected one of {", ".join(_heads)}')

@@ -12,10 +12,10 @@ from matplotlib import patches, patheffects
 from matplotlib.colors import is_color_like
 from PIL import Image
 
-# %% ../nbs/90_show.ipynb #65404b60
+# %% ../nbs/90_show.ipynb #6374357d
 def notebook_figures(
     dpi=80, # dots per inch of new figures
-    quality=90, # of the JPEGs, 1 to 95
+    quality=80, # of the JPEGs, 1 to 95
 ):
     "Small figures, stored as JPEG where a notebook shows them inline"
     plt.rcParams['figure.dpi'] = dpi

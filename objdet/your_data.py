@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['split_by_group', 'train_detector']
 
-# %% ../nbs/09_your_data.ipynb #7785b98c
+# %% ../nbs/09_your_data.ipynb #3f0f1603
 import numpy as np, torch, warnings, zlib
 from pathlib import Path
 from torch import nn
@@ -18,6 +18,7 @@ from .pascal_data import Annotations, DetectionDataset
 from .score import mean_ap
 from .single_obj import Body, create_body
 from .ssd_loss import SSDLoss, SSDMultiHead, kept_loaders
+from torchvision.ops import generalized_box_iou_loss
 
 # %% ../nbs/09_your_data.ipynb #f11b82b5
 def split_by_group(
@@ -112,7 +113,7 @@ def _check_checkpoint(file, mark):
         raise ValueError(f'{file}: a checkpoint of a training with other pictures, body or settings; remove it, or choose another file')
     return mark
 
-# %% ../nbs/09_your_data.ipynb #0ca7d001
+# %% ../nbs/09_your_data.ipynb #464a6256
 def _learner(det, body, trn, val, bs, seed, mark):
     "A `Learner` for the late half and the head, on kept activations of the early half"
     early, late = body.groups()
@@ -122,7 +123,7 @@ def _learner(det, body, trn, val, bs, seed, mark):
     dls.train.generator.manual_seed(seed)
     set_seed(seed)
     c = len(det.classes)
-    return Learner(model, dls, SSDLoss(det.anchors, det.grid_sizes, det.size, c, FocalLoss(c)), groups=[late, det.head])
+    return Learner(model, dls, SSDLoss(det.anchors, det.grid_sizes, det.size, c, FocalLoss(c), box_loss=generalized_box_iou_loss), groups=[late, det.head])
 
 # %% ../nbs/09_your_data.ipynb #90d08d46
 def _score(det, learn, val):

@@ -34,7 +34,7 @@ TAPS, GRIDS = (14, 19), (18, 9, 5, 3, 2)
 # `body`: the late layers' rate, a share of the head's; `loc`: factor of the box loss; `thresh`: overlap of a positive anchor
 MACHINE = f'{os.cpu_count()} CPU cores'
 CARD = dict(data='PASCAL VOC 2007 train, 2,500 pictures without difficult objects', body="torchvision's mobilenet_v2, ImageNet weights; early layers as they were",
-            licence='MIT (weights of the body); the pictures belong to their photographers')
+            license='MIT (weights of the body); the pictures belong to their photographers')
 RECIPE = dict(epochs=14, lr=2e-3, body=.25, wd=.01, bs=32, k=9, nf=176, drop=0., loc=1., thresh=.45, alpha=.25, gamma=2.)
 
 
