@@ -29,20 +29,20 @@ def _count(text):
     if not text.isdigit() or int(text) < 1: raise argparse.ArgumentTypeError(f'{text} is not a whole number from 1 up')
     return int(text)
 
-# %% ../nbs/97_command.ipynb #be8c039c
+# %% ../nbs/97_command.ipynb #791dadf2
 _detect_help = """Find objects in pictures. Prints one line a detection, its parts apart by tabs:
 file, class, score, and the box x1, y1, x2, y2 in the picture's pixels.
 
   objdet detect street.jpg
-  objdet detect photos --model voc --out drawn
+  objdet detect photos --model mine.pt --out drawn
   objdet detect photos --thresh .01 --out found.json
 """
 
-# %% ../nbs/97_command.ipynb #9037dc05
+# %% ../nbs/97_command.ipynb #d9096642
 def _add_detect(sub):
     p = sub.add_parser('detect', help='find objects in pictures', description=_detect_help)
     p.add_argument('pictures', nargs='+', metavar='PICTURE', help='a picture, or a folder: all pictures in it')
-    p.add_argument('--model', default='sample', help="a file that training wrote, or `sample` or `voc`, which come with the package (default: %(default)s)")
+    p.add_argument('--model', default='sample', help="a file that training wrote, or `sample`, which comes with the package (default: %(default)s)")
     p.add_argument('--thresh', type=_unit, default=.3, help='least score, 0 to 1 (default: %(default)s; .01 for scoring)')
     p.add_argument('--out', type=Path, help='FOLDER for the pictures with their boxes drawn, as PNG; or FILE.json for the detections as COCO has them')
     p.add_argument('--draw', action='store_true', help='draw even with --out FILE.json (into a folder FILE beside it) or without --out (into `detections`)')

@@ -1,11 +1,10 @@
-"""A detector on real VOC 2007, train to val: the one that `load_detector('voc')` gives, and its figures.
+"""A detector on real VOC 2007, train to val, and its figures.
 
     python scripts/voc_detector.py prepare --data VOC --weights FILE      what the frozen early layers say of 14 views a picture; once
     python scripts/voc_detector.py train --data VOC --weights FILE        train on the views, score on val
     python scripts/voc_detector.py train … --choose                       train on four fifths of train, score on the fifth; to choose settings
     python scripts/voc_detector.py lesson --data VOC --weights FILE       lesson 06's finished detector as it stands, trained and scored alike
     python scripts/voc_detector.py score --data VOC --weights FILE        score the trained detector once more
-    python scripts/voc_detector.py ship                                   copy the trained detector into the package, `load_detector('voc')`
 
 The body is `mobilenet_v2`, FILE its weights; pictures are squares of 288 pixels. The early layers stay frozen, so every view of a picture
 (lesson 01's `ssd_tfms`, seeded by view and picture) goes through them once, for all trainings.
@@ -177,18 +176,10 @@ def lesson(a):
            dict(pictures=len(trn), seed=a.seed, epochs=len(learn.history), seconds=round(sum(h['seconds'] for h in learn.history))))
 
 
-def ship(a):
-    "Into the package, as it is"
-    target = Path(__file__).resolve().parent.parent/'objdet'/'weights'/'detector_voc.pt'
-    det = load_detector(a.cache/f'{a.name}.pt')
-    det.save(target)
-    print(f'{target.name}: {target.stat().st_size/2**20:.2f} MiB, {det.plan["notes"]["map"]}')
-
-
 def main(argv=None):
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument('what', choices=['prepare', 'train', 'score', 'lesson', 'ship'])
-    p.add_argument('--data', help='a VOC devkit'); p.add_argument('--weights', help="the body's weights, a file")
+    p.add_argument('what', choices=['prepare', 'train', 'score', 'lesson'])
+    p.add_argument('--data', required=True, help='a VOC devkit'); p.add_argument('--weights', required=True, help="the body's weights, a file")
     p.add_argument('--out', type=Path, default=Path('nbs/99_voc.json'), help='the table of results (default %(default)s)')
     p.add_argument('--cache', type=Path, default=Path('_data/voc_detector'), help='where views and trainings are kept (default %(default)s)')
     p.add_argument('--views', type=int, default=14, help='random views of each picture (default %(default)s)')
@@ -199,9 +190,8 @@ def main(argv=None):
     p.add_argument('--seed', type=int, default=0)
     for k, v in RECIPE.items(): p.add_argument(f'--{k}', type=type(v), default=v, help='(default %(default)s)')
     a = p.parse_args(argv)
-    if a.what != 'ship' and not (a.data and a.weights): p.error(f'{a.what} needs --data and --weights')
     if a.threads: torch.set_num_threads(a.threads)
     a.cache.mkdir(parents=True, exist_ok=True)
-    dict(prepare=prepare, train=train, score=score, lesson=lesson, ship=ship)[a.what](a)
+    dict(prepare=prepare, train=train, score=score, lesson=lesson)[a.what](a)
 
 if __name__ == '__main__': main()

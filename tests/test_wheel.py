@@ -89,3 +89,8 @@ def test_wheel_detects_without_development_tools(python, tmp_path):
     assert {*out['modules']} | {'__init__'} == {p.stem for p in (root/'objdet').glob('*.py')}
     assert all(o['n'] > 0 and o['inside'] for o in out['made'])
     if 'shipped' in out: assert 0 < out['shipped']['hits'] <= out['shipped']['objects']
+
+
+def test_wheel_has_the_command(python, tmp_path):
+    "An entry point that is missing or names another function."
+    assert call(python.parent/'objdet', '--version', cwd=tmp_path).strip().startswith('objdet ')
