@@ -113,7 +113,7 @@ def _check_checkpoint(file, mark):
         raise ValueError(f'{file}: a checkpoint of a training with other pictures, body or settings; remove it, or choose another file')
     return mark
 
-# %% ../nbs/09_your_data.ipynb #464a6256
+# %% ../nbs/09_your_data.ipynb #a2a8e66d
 def _learner(det, body, trn, val, bs, seed, mark):
     "A `Learner` for the late half and the head, on kept activations of the early half"
     early, late = body.groups()
@@ -123,7 +123,7 @@ def _learner(det, body, trn, val, bs, seed, mark):
     dls.train.generator.manual_seed(seed)
     set_seed(seed)
     c = len(det.classes)
-    return Learner(model, dls, SSDLoss(det.anchors, det.grid_sizes, det.size, c, FocalLoss(c), box_loss=generalized_box_iou_loss), groups=[late, det.head])
+    return Learner(model, dls, SSDLoss(det.anchors, det.grid_sizes, det.size, c, FocalLoss(c), thresh=.35, box_loss=generalized_box_iou_loss), groups=[late, det.head])
 
 # %% ../nbs/09_your_data.ipynb #90d08d46
 def _score(det, learn, val):
