@@ -1,11 +1,11 @@
 """The project's whole test suite: exported code and README in sync with the notebooks, notebooks clean, the site without faults,
-nbdev_test over all notebooks with proof of how many cells it executed, then pytest in two processes. It stops at the first part that fails."""
+nbdev_test over all notebooks with proof of how many cells it executed, then pytest in several processes. It stops at the first part that fails."""
 import json, os, shutil, subprocess, sys, tempfile, time
 from pathlib import Path
 import docs, readme
 from notebooks import evaluated, notebooks, read, root, skipped, to_run
 
-workers, threads = 2, 1  # processes for nbdev_test and for pytest, and torch threads in each
+workers, threads = 3, 1  # processes for nbdev_test and for pytest, one more than the cores since they wait at times; and torch threads in each
 may_skip = {}  # cells of lessons 00 to 07 that may hold `#| eval: false`: {(notebook, cell id): the reason}
 
 
