@@ -114,6 +114,17 @@ search_script = '''if (location.protocol === 'file:') {
 '''
 
 
+def landed(site):
+    "Let the links that nbdev makes of names in code end where the page has a place: a method's at its class, a private name's at the top."
+    pages = {p.name: p.read_text(encoding='utf-8') for p in site.glob('*.html')}
+    places = {n: set(re.findall(r'\bid="([^"]+)"', page)) for n, page in pages.items()}
+    def land(m):
+        name, mark = m[1], html.unescape(m[2])
+        mark = next((f'#{o}' for o in (mark, mark.split('.')[0]) if o in places.get(name, ())), '')
+        return f'<a href="{name}{mark}"><code>'
+    for n, page in pages.items(): write(site/n, re.sub(r'<a href="(?:\./)?([\w-]+\.html)#([^"]+)"><code>', land, page))
+
+
 def offline(site):
     "Make the pages in folder `site` whole without a network: formulas, search and fonts."
     write(site/'site_libs/search-offline.js', search_script)
@@ -125,6 +136,7 @@ def offline(site):
     for p in site.glob('*.html'):
         page = mathml(p.read_text(encoding='utf-8'), p.name)
         page = page.replace('<script src="site_libs/smalldocs.js"', '<script src="site_libs/search-offline.js"></script>\n<script src="site_libs/smalldocs.js"')
+        page = page.replace('</head>', '<link rel="icon" href="data:,">\n</head>', 1)  # else a browser asks for favicon.ico
         if p.name != '404.html' and 'search-offline.js' not in page: raise SystemExit(f'{p.name}: no place for the search script')
         write(p, page)
 
@@ -134,6 +146,7 @@ def render(proc, dest):
     smalldocs = [sys.executable, '-m', 'smalldocs.cli']
     if subprocess.run([*smalldocs, 'check', proc]).returncode: raise SystemExit('smalldocs found fault with the pages; the site is not built')
     if subprocess.run([*smalldocs, 'render', '--quiet', '--strict', proc]).returncode: raise SystemExit('smalldocs could not render the pages')
+    landed(proc/'_docs')
     offline(proc/'_docs')
     shutil.rmtree(dest, ignore_errors=True)
     shutil.move(proc/'_docs', dest)

@@ -241,8 +241,9 @@ def search(page, address, own, on_phone=False):
     page.events.clear()
     page.ask(f'[...document.querySelectorAll(".search-result")].find(e => e.href == {json.dumps(at)}).click()')
     page.loaded()
-    top = page.ask(f'document.getElementById({json.dumps(wanted)})?.getBoundingClientRect().top ?? -1e6')
-    if not -5 < top < 900: out.append(f'the search result at {address} leads to {page.ask("location.href")}, where {wanted} is at {top:.0f} px')
+    top = f'document.getElementById({json.dumps(wanted)})?.getBoundingClientRect().top ?? -1e6'
+    try: page.wait(lambda: -5 < page.ask(top) < 900 or None, f'to scroll to {wanted}')  # after the load event, some time later
+    except RuntimeError: out.append(f'the search result at {address} leads to {page.ask("location.href")}, where {wanted} is at {page.ask(top):.0f} px')
     return out
 
 

@@ -206,3 +206,11 @@ def test_sources_are_shown_and_only_they_are_executed():
 def test_formulas_need_no_script():
     page = mathml('<link rel="stylesheet" href="https://cdn/katex@0.16/katex.css">\n<p><span class="math inline">\\(a &lt; \\gamma\\)</span></p>', 'a.html')
     assert 'katex' not in page and '<mi>&#x003B3;</mi>' in page and '\\(' not in page
+
+
+def test_links_of_code_land(tmp_path):
+    "A link to a method or a private name that has no place of its own on the page; links of the text are left alone."
+    (tmp_path/'a.html').write_text('<h3 id="loss"></h3><a href="a.html#loss.get"><code>Loss.get</code></a><a href="./a.html#_field"><code>_field</code></a>'
+                                   '<a href="a.html#loss"><code>Loss</code></a><a href="a.html#gone">text</a>')
+    docs.landed(tmp_path)
+    assert re.findall('href="(.*?)"', (tmp_path/'a.html').read_text()) == ['a.html#loss', 'a.html', 'a.html#loss', 'a.html#gone']
