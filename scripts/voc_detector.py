@@ -16,9 +16,9 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from torchvision.ops import generalized_box_iou_loss
 from tqdm import tqdm
+from objdet import __version__
 from objdet.anchors_matching import anchor_recall, create_anchors, suggest_anchors
 from objdet.bbox_aug import ssd_tfms, valid_tfms
-from objdet import __version__
 from objdet.detector import Detector, TopDownHead, load_detector
 from objdet.focal_nms import FocalLoss, detect
 from objdet.learner import Learner, read_weights, set_seed, write_whole
@@ -30,10 +30,10 @@ from objdet.your_data import train_detector
 
 SIZE, EARLY, ZOOM = 288, 7, 2. # side of the squares; layers before EARLY are asked once; widest zoom-out
 TAPS, GRIDS = (14, 19), (18, 9, 5, 3, 2)
-# `body`: the late layers' rate, a share of the head's; `loc`: factor of the box loss; `thresh`: overlap of a positive anchor
 MACHINE = f'{os.cpu_count()} CPU cores'
 CARD = dict(data='PASCAL VOC 2007 train, 2,500 pictures without difficult objects', body="torchvision's mobilenet_v2, ImageNet weights; early layers as they were",
             license='MIT (weights of the body); the pictures belong to their photographers')
+# `body`: the late layers' rate, a share of the head's; `loc`: factor of the box loss; `thresh`: overlap of a positive anchor
 RECIPE = dict(epochs=14, lr=2e-3, body=.25, wd=.01, bs=32, k=9, nf=176, drop=0., loc=1., thresh=.45, alpha=.25, gamma=2.)
 
 
@@ -123,7 +123,8 @@ def train(a):
     file, held = ('view0', ids[::5]) if a.choose else ('val', list(range(len(val))))
     if a.choose: ids = [i for i in ids if i % 5]
     set_seed(a.seed)
-    det = new_detector(a, trn.classes, torch.cat([t['boxes'][~t['difficult']] for t in DetectionDataset(trn).targets(SIZE)])/SIZE)
+    truth = DetectionDataset(trn).targets(SIZE)
+    det = new_detector(a, trn.classes, torch.cat([truth[i]['boxes'][~truth[i]['difficult']] for i in ids])/SIZE)
     loss = SSDLoss(det.anchors, det.grid_sizes, SIZE, len(trn.classes), FocalLoss(len(trn.classes), a.alpha, a.gamma), a.thresh, a.loc, generalized_box_iou_loss)
     trained, few = Trained(a.cache, a.views, ids, a.bs), Plain(a.cache/f'{file}.pt', held[:100]) # the few only show the loss
     learn = Learner(Late(det), DataLoaders(trained, few), loss, groups=[det.body[EARLY:], det.head], wd=a.wd)

@@ -3,7 +3,7 @@ import json, os, re, shutil, subprocess, sys
 from pathlib import Path
 import pytest
 import check
-from docs import mathml, page_name, prepare, sidebar
+from docs import landed, mathml, page_name, prepare, sidebar
 from notebooks import directives, dump, notebooks, read, root, skipped, to_run
 
 
@@ -212,5 +212,5 @@ def test_links_of_code_land(tmp_path):
     "A link to a method or a private name that has no place of its own on the page; links of the text are left alone."
     (tmp_path/'a.html').write_text('<h3 id="loss"></h3><a href="a.html#loss.get"><code>Loss.get</code></a><a href="./a.html#_field"><code>_field</code></a>'
                                    '<a href="a.html#loss"><code>Loss</code></a><a href="a.html#gone">text</a>')
-    docs.landed(tmp_path)
+    landed(tmp_path)
     assert re.findall('href="(.*?)"', (tmp_path/'a.html').read_text()) == ['a.html#loss', 'a.html', 'a.html#loss', 'a.html#gone']
