@@ -10,7 +10,7 @@ The body is `mobilenet_v2`, FILE its weights; pictures are squares of 288 pixels
 (lesson 01's `ssd_tfms`, seeded by view and picture) goes through them once, for all trainings.
 Everything can be interrupted: a view that is finished is kept, and a training goes on after its last finished epoch.
 """
-import argparse, json, os
+import argparse, json, os, zlib
 from pathlib import Path
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -27,14 +27,16 @@ from objdet.score import mean_ap
 from objdet.single_obj import create_body
 from objdet.ssd_loss import SSDLoss
 from objdet.your_data import train_detector
+from notebooks import root, write
 
 SIZE, EARLY, ZOOM = 288, 7, 2. # side of the squares; layers before EARLY are asked once; widest zoom-out
 TAPS, GRIDS = (14, 19), (18, 9, 5, 3, 2)
 MACHINE = f'{os.cpu_count()} CPU cores'
 CARD = dict(data='PASCAL VOC 2007 train, 2,500 pictures without difficult objects', body="torchvision's mobilenet_v2, ImageNet weights; early layers as they were",
             license='MIT (weights of the body); the pictures belong to their photographers')
-# `body`: the late layers' rate, a share of the head's; `loc`: factor of the box loss; `thresh`: overlap of a positive anchor
-RECIPE = dict(epochs=14, lr=2e-3, body=.25, wd=.01, bs=32, k=9, nf=176, drop=0., loc=1., thresh=.45, alpha=.25, gamma=2.)
+# `body`: the late layers' rate, a share of the head's; `shared`: one `OutConv` for all grids; `loc`: factor of the box loss;
+# `thresh`: overlap of a positive anchor
+RECIPE = dict(epochs=20, lr=1.2e-3, body=.4, wd=.01, bs=32, k=9, nf=176, shared=1, drop=0., loc=1., thresh=.4, alpha=.25, gamma=2.)
 
 
 class Views(torch.utils.data.Dataset):
@@ -60,11 +62,32 @@ def ask(early, ds, name):
     return dict(actns=torch.cat(actns), boxes=boxes, labels=labels)
 
 
+def load(a):
+    "Annotations of train and of val"
+    trn = load_annotations(a.data, 'train', missing='skip')
+    return trn, load_annotations(a.data, 'val', classes=trn.classes, missing='skip')
+
+
+def same(file, asked, what):
+    "Keep in `file` what was asked for; `SystemExit` if something else was asked for before"
+    if not file.exists(): return write(file, json.dumps(asked, indent=1) + '\n')
+    was = json.loads(file.read_text(encoding='utf-8'))
+    if odd := [f'{k} {was.get(k)!r}, asked for is {v!r}' for k, v in asked.items() if was.get(k) != v]:
+        raise SystemExit(f'{file}: {what} made with {"; ".join(odd)}. remove what was made so, or choose another --cache or --name')
+
+
+def check_views(a, trn, val, early):
+    "Stop where the views in `a.cache` are of other pictures, boxes or weights"
+    def crc(parts): return zlib.crc32(b''.join(parts))
+    sides = {k: crc(o for r in ann for o in (r.file.name.encode(), r.boxes.tobytes(), r.labels.tobytes(), r.difficult.tobytes())) for k, ann in dict(train=trn, val=val).items()}
+    same(a.cache/'views.json', dict(sides, weights=crc(v.numpy().tobytes() for v in early.state_dict().values()), size=SIZE), 'views')
+
+
 def prepare(a):
     "Ask the early layers about all views, one file a view"
-    trn = load_annotations(a.data, 'train', missing='skip')
-    val = load_annotations(a.data, 'val', classes=trn.classes, missing='skip')
+    trn, val = load(a)
     early = create_body('mobilenet_v2', a.weights).layers[:EARLY].eval()
+    check_views(a, trn, val, early)
     todo = [('val', val, 0)] + [(f'view{v}', trn, v) for v in range(a.views + 1)]
     for name, ann, view in todo[a.part::a.parts]:
         file = a.cache/f'{name}.pt'
@@ -111,26 +134,29 @@ def new_detector(a, classes, objects):
     body = create_body('mobilenet_v2', a.weights)
     anchors = suggest_anchors(objects, GRIDS, a.k)
     print(f'{anchor_recall(create_anchors(*anchors)[0], objects):.3f} of the objects have an anchor; shapes {[tuple(round(v, 2) for v in s) for s in anchors[2]]}')
-    args = dict(k=len(anchors[2]), nf=a.nf, drop=a.drop)
+    args = dict(k=len(anchors[2]), nf=a.nf, drop=a.drop, shared=bool(a.shared))
     return Detector(body, TopDownHead((96, 1280), len(classes), **args), classes, anchors, SIZE, args, taps=TAPS)
 
 
 def train(a):
     "Train on the views, print the score"
-    trn = load_annotations(a.data, 'train', missing='skip')
-    val = load_annotations(a.data, 'val', classes=trn.classes, missing='skip')
+    trn, val = load(a)
     ids = list(range(len(trn)))
     file, held = ('view0', ids[::5]) if a.choose else ('val', list(range(len(val))))
     if a.choose: ids = [i for i in ids if i % 5]
     set_seed(a.seed)
     truth = DetectionDataset(trn).targets(SIZE)
     det = new_detector(a, trn.classes, torch.cat([truth[i]['boxes'][~truth[i]['difficult']] for i in ids])/SIZE)
+    check_views(a, trn, val, det.body[:EARLY])
+    ckpt, asked = a.cache/f'{a.name}.ckpt', {k: getattr(a, k) for k in (*RECIPE, 'seed', 'views', 'choose')}
+    if not ckpt.exists(): (a.cache/f'{a.name}.json').unlink(missing_ok=True)
+    same(a.cache/f'{a.name}.json', asked, 'training')
     loss = SSDLoss(det.anchors, det.grid_sizes, SIZE, len(trn.classes), FocalLoss(len(trn.classes), a.alpha, a.gamma), a.thresh, a.loc, generalized_box_iou_loss)
     trained, few = Trained(a.cache, a.views, ids, a.bs), Plain(a.cache/f'{file}.pt', held[:100]) # the few only show the loss
     learn = Learner(Late(det), DataLoaders(trained, few), loss, groups=[det.body[EARLY:], det.head], wd=a.wd)
     trained.epochs_done = lambda: len(learn.history)
-    learn.fit_one_cycle(a.epochs, [a.lr*a.body, a.lr], checkpoint=a.cache/f'{a.name}.ckpt')
-    det.plan['notes'].update(CARD, recipe={k: getattr(a, k) for k in RECIPE}, pictures=len(ids), seed=a.seed, epochs=a.epochs, objdet=__version__,
+    learn.fit_one_cycle(a.epochs, [a.lr*a.body, a.lr], checkpoint=ckpt)
+    det.plan['notes'].update(CARD, recipe={k: getattr(a, k) for k in RECIPE}, pictures=len(ids), seed=a.seed, choose=a.choose, epochs=a.epochs, objdet=__version__,
                              seconds=round(sum(h['seconds'] for h in learn.history)))
     det.save(a.cache/f'{a.name}.pt')
     score(a)
@@ -140,7 +166,9 @@ def score(a):
     "Score a trained detector, as its file gives it; its figures go into its notes"
     file = a.cache/f'{a.name}.pt'
     det = load_detector(file)
-    notes, ann = det.plan['notes'], load_annotations(a.data, 'train' if a.choose else 'val', classes=det.classes, missing='skip')
+    notes = det.plan['notes']
+    if notes['choose'] != a.choose: raise SystemExit(f'{file}: trained {"with" if notes["choose"] else "without"} --choose; score it so too')
+    ann = load_annotations(a.data, 'train' if a.choose else 'val', classes=det.classes, missing='skip')
     held = list(range(len(ann)))[::5 if a.choose else 1]
     preds = Learner(Late(det), DataLoaders(None, Plain(a.cache/f'{"view0" if a.choose else "val"}.pt', held)), None).predict()
     found = detect(preds, det.anchors, det.grid_sizes, SIZE)
@@ -159,17 +187,20 @@ def report(a, found, truth, classes, notes):
     row = dict(name=a.name, map=round(score.map, 4), **more, pictures=[notes['pictures'], len(found)], choose=a.choose, seed=notes['seed'], recipe=notes.get('recipe', {}),
                epochs=notes['epochs'], seconds=notes['seconds'], threads=torch.get_num_threads(), machine=MACHINE, torch=torch.__version__,
                ap={c: round(float(v), 4) for c, v in zip(classes, score.ap)})
-    rows = json.loads(a.out.read_text()) if a.out.exists() else []
-    tmp = a.out.with_name(f'{a.out.name}.{os.getpid()}.tmp')
-    tmp.write_text(json.dumps([r for r in rows if r['name'] != a.name] + [row], indent=1) + '\n')
-    os.replace(tmp, a.out)
+    write(a.out, json.dumps([r for r in read_rows(a.out) if r['name'] != a.name] + [row], indent=1) + '\n')
     return row
+
+
+def read_rows(file):
+    "The rows of the table; none if there is no file yet"
+    if not file.exists(): return []
+    try: return [dict(r, name=r['name']) for r in json.loads(file.read_text(encoding='utf-8'))]
+    except (ValueError, KeyError, TypeError) as e: raise SystemExit(f'{file}: not a table of results ({type(e).__name__}: {e}); choose another --out') from e
 
 
 def lesson(a):
     "The detector that lesson 06 finishes, on VOC"
-    trn = load_annotations(a.data, 'train', missing='skip')
-    val = load_annotations(a.data, 'val', classes=trn.classes, missing='skip')
+    trn, val = load(a)
     det, learn = train_detector(trn, val, body='mobilenet_v2', weights=a.weights, seed=a.seed, checkpoint=a.cache/'lesson.ckpt')
     found = detect(learn.predict(), det.anchors.cpu(), det.grid_sizes.cpu(), det.size)
     a.name = 'lesson'
@@ -181,8 +212,8 @@ def main(argv=None):
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('what', choices=['prepare', 'train', 'score', 'lesson'])
     p.add_argument('--data', required=True, help='a VOC devkit'); p.add_argument('--weights', required=True, help="the body's weights, a file")
-    p.add_argument('--out', type=Path, default=Path('nbs/99_voc.json'), help='the table of results (default %(default)s)')
-    p.add_argument('--cache', type=Path, default=Path('_data/voc_detector'), help='where views and trainings are kept (default %(default)s)')
+    p.add_argument('--out', type=Path, default=root/'nbs'/'99_voc.json', help='the table of results (default %(default)s)')
+    p.add_argument('--cache', type=Path, default=root/'_data'/'voc_detector', help='where views and trainings are kept (default %(default)s)')
     p.add_argument('--views', type=int, default=14, help='random views of each picture (default %(default)s)')
     p.add_argument('--parts', type=int, default=1, help='prepare: make only every so manieth view …'); p.add_argument('--part', type=int, default=0, help='… from this one on')
     p.add_argument('--threads', type=int, default=0, help="of torch; 0: torch's own choice")
@@ -192,6 +223,7 @@ def main(argv=None):
     for k, v in RECIPE.items(): p.add_argument(f'--{k}', type=type(v), default=v, help='(default %(default)s)')
     a = p.parse_args(argv)
     if a.threads: torch.set_num_threads(a.threads)
+    read_rows(a.out) # a broken table ends it now, not after the training
     a.cache.mkdir(parents=True, exist_ok=True)
     dict(prepare=prepare, train=train, score=score, lesson=lesson)[a.what](a)
 
