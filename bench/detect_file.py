@@ -4,15 +4,15 @@ Once with the sample's detector, once with a MobileNetV2 and `TopDownHead` on sq
 of it: opening and decoding the file, resizing, the forward pass, suppression, boxes in the picture's own pixels. The denominator is the
 model on a batch of one that lies ready. In turn, so that a busy machine slows both; medians. Then what each part takes.
 The picture is the sample's first (300 pixels or so), or the one that you name; without it, MobileNetV2 gets a picture of VOC's size, 500 x 375."""
-import argparse, tempfile, time
+import argparse, tempfile
 from pathlib import Path
-from statistics import median
 import numpy as np, torch
 from PIL import Image
 from objdet.detector import Detector, TopDownHead, _open, _squash, load_detector
 from objdet.learner import set_seed
 from objdet.pascal_data import get_data, load_annotations
 from objdet.single_obj import create_body
+from ssd_loss import in_turn
 
 def mobilenet():
     "Squares of 288, grids of 18, 9, 5, 3 and 2 cells, six anchors a cell, twenty classes"
@@ -29,23 +29,14 @@ def voc_sized(folder):
     Image.fromarray((a + rng.normal(0, 6, a.shape)).clip(0, 255).astype(np.uint8)).save(file, quality=90)
     return file
 
-def in_turn(reps, clock, *fs):
-    "Median milliseconds of each of `fs`, called in turn"
-    times = [[] for _ in fs]
-    for rep in range(reps + 5):
-        for f, t in zip(fs, times):
-            start = clock(); f(); t.append((clock() - start)*1e3)
-    return [median(t[5:]) for t in times]
-
 def bench(name, det, file, a):
-    clock = time.perf_counter if a.clock == 'wall' else time.process_time
     im = _open(file)
     square = _squash(im, det.size)[1][None]
     x = ((square.float()/255 - det.mean)/det.std).contiguous(memory_format=torch.channels_last)
     @torch.inference_mode()
     def bare(): return det(x)
     def whole(): return det.predict(file)
-    whole_ms, bare_ms, decode, resize, model = in_turn(a.reps, clock, whole, bare, lambda: _open(file), lambda: _squash(im, det.size),
+    whole_ms, bare_ms, decode, resize, model = in_turn(a, whole, bare, lambda: _open(file), lambda: _squash(im, det.size),
                                                       lambda: det._detect(square, .3, .45, 200))
     print(f'{name}: squares of {det.size}, picture {im.shape[2]} x {im.shape[1]}, {file.stat().st_size/1e3:.0f} kB, {len(whole()[0]["scores"])} detections')
     print(f'  predict {whole_ms:7.2f} ms, bare forward pass {bare_ms:7.2f} ms, ratio {whole_ms/bare_ms:.2f}')
@@ -54,13 +45,13 @@ def bench(name, det, file, a):
 def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument('picture', nargs='?', type=Path)
-    p.add_argument('--reps', type=int, default=60)
+    p.add_argument('--reps', type=int, default=60, dest='pairs'); p.set_defaults(device='cpu') # what `in_turn` asks for
     p.add_argument('--threads', type=int, default=torch.get_num_threads())
     p.add_argument('--clock', choices=('wall', 'cpu'), default='wall') # cpu: the process's own time, for one thread on a busy core
     p.add_argument('--model', default='sample')
     a = p.parse_args()
     torch.set_num_threads(a.threads)
-    print(f'torch {torch.__version__}, {a.threads} threads; medians of {a.reps}, in turn, {a.clock} time')
+    print(f'torch {torch.__version__}, {a.threads} threads; medians of {a.pairs}, in turn, {a.clock} time')
     with tempfile.TemporaryDirectory() as tmp:
         bench(a.model, load_detector(a.model), a.picture or load_annotations(get_data('sample'), 'val')[0].file, a)
         bench('mobilenet_v2, random weights', mobilenet(), a.picture or voc_sized(tmp), a)

@@ -11,7 +11,9 @@ may_skip = {}  # cells of lessons 00 to 07 that may hold `#| eval: false`: {(not
 
 def environment():
     "The variables for notebooks under test: always the sample, no progress bars."
-    env = {k: v for k, v in os.environ.items() if not k.startswith('OBJDET_') or k == 'OBJDET_CACHE'}
+    env = {k: v for k, v in os.environ.items() if not k.startswith('OBJDET_')}
+    for name in 'OBJDET_CACHE', 'OBJDET_VOC':  # what is tested runs in other folders
+        if os.environ.get(name): env[name] = str(Path(os.environ[name]).expanduser().resolve())
     for name in 'IN_TEST', 'MPLBACKEND': env.pop(name, None)
     return dict(env, TQDM_DISABLE='1')
 

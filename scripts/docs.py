@@ -84,7 +84,7 @@ def stage(folder, dest, project=root, only=()):
             if page_name(p.stem) != p.stem: (staged/p.name).unlink()
         for f in [*(project/'nbs').glob('*.css'), tmp/'nbs/nbdev.yml']: shutil.copy(f, staged)
         write(staged/'sidebar.yml', sidebar([p.stem for p in paths]))
-        shutil.rmtree(dest, ignore_errors=True)
+        if dest.exists(): shutil.rmtree(dest)
         shutil.move(staged, dest)
 
 
@@ -148,7 +148,7 @@ def render(proc, dest):
     if subprocess.run([*smalldocs, 'render', '--quiet', '--strict', proc]).returncode: raise SystemExit('smalldocs could not render the pages')
     landed(proc/'_docs')
     offline(proc/'_docs')
-    shutil.rmtree(dest, ignore_errors=True)
+    if dest.exists(): shutil.rmtree(dest)
     shutil.move(proc/'_docs', dest)
 
 

@@ -4,6 +4,7 @@
 import argparse, functools, hashlib, http.server, os, random, shutil, signal, sys, tarfile, tempfile, time, traceback
 from pathlib import Path
 os.environ.update(OMP_NUM_THREADS='1', TQDM_DISABLE='1')  # processes are forked from this one, so it must have no threads
+os.environ['no_proxy'] = '127.0.0.1,localhost'  # the way to our own server leads through no proxy
 import numpy as np, torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset, default_collate
@@ -82,6 +83,12 @@ class Handler(http.server.SimpleHTTPRequestHandler):
     def log_message(self, *a): pass
 
 
+def serve(server, parent):
+    "Answer requests for as long as the process `parent` lives"
+    server.timeout = .2
+    while os.getppid() == parent: server.handle_request()
+
+
 class Download:
     "Download and extraction of an archive in VOC's place"
     def __init__(self, folder):
@@ -94,7 +101,7 @@ class Download:
         self.md5 = hashlib.md5((folder/'voc.tar').read_bytes()).hexdigest()
         server = http.server.HTTPServer(('127.0.0.1', 0), functools.partial(Handler, directory=folder))
         server.handle_error = lambda *a: None  # a client that was killed is no error
-        self.pid = start(server.serve_forever)
+        start(serve, server, os.getpid())
         DATASET_YEAR_DICT['2007'] = dict(url=f'http://127.0.0.1:{server.server_port}/voc.tar', filename='voc.tar', md5=self.md5, base_dir='')
 
     def work(self, folder):
@@ -115,11 +122,17 @@ class Download:
 
 # --- killing
 
+running = set()  # ids of our processes that have not been seen to end
+
+
 def start(work, *args):
     "Run `work(*args)` in a forked process; its id"
-    if pid := os.fork(): return pid
+    if pid := os.fork():
+        running.add(pid)
+        return pid
     status = 1
     try:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         sys.stdout = open(os.devnull, 'w')
         work(*args)
         status = 0
@@ -130,6 +143,7 @@ def start(work, *args):
 def kill(pid):
     "SIGKILL, and wait for the end: did it come before the process's own?"
     os.kill(pid, signal.SIGKILL)
+    running.discard(pid)
     return os.WIFSIGNALED(os.waitpid(pid, 0)[1])
 
 
@@ -138,6 +152,7 @@ def ended(pid, seconds=float('inf')):
     end = time.monotonic() + seconds
     while True:
         done, status = os.waitpid(pid, os.WNOHANG)
+        running.discard(done)
         if done and status: raise AssertionError('the work failed: see above')
         if done or time.monotonic() >= end: return bool(done)
         time.sleep(.001)
@@ -171,20 +186,20 @@ def main():
     p.add_argument('--seed', type=int, default=0, help='of the moments; default: %(default)s')
     a = p.parse_args()
     torch.set_num_threads(1)
-    chance, bad, server = random.Random(a.seed), False, None
+    signal.signal(signal.SIGTERM, lambda *args: sys.exit(143))  # so that processes and folders go too
+    chance, bad = random.Random(a.seed), False
     with tempfile.TemporaryDirectory() as tmp:
         try:
             for name in 'training', 'sample', 'download':
                 folder = Path(tmp)/name
                 (folder/'served').mkdir(parents=True)
                 job = dict(training=Training, sample=Sample, download=lambda: Download(folder/'served'))[name]()
-                server = getattr(job, 'pid', None)
                 c = torment(job, folder, a.kills, chance)
                 print(f'{name}: {c["kills"]} kills while it ran ({c["seconds"]} s undisturbed), {c["resumed"]} left something to go on from, '
                       f'{c["finished"]} finished, {c["equal"]} equal', flush=True)
                 bad |= c['equal'] != c['finished']
         finally:
-            if server: kill(server)
+            for pid in [*running]: kill(pid)
     return int(bad)
 
 

@@ -9,6 +9,7 @@ from urllib.request import Request, urlopen
 from check import environment
 from notebooks import nbs, notebooks, text, to_run
 
+os.environ['no_proxy'] = '127.0.0.1,localhost'  # the way to our own server leads through no proxy
 patience = 180  # seconds for an answer of the server or a kernel's start
 longest = 900  # seconds for one cell
 

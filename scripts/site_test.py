@@ -9,6 +9,7 @@ from urllib.request import urlopen
 import docs
 from notebooks import nbs, notebooks, read, text
 
+os.environ['no_proxy'] = '127.0.0.1,localhost'  # the way to our own server leads through no proxy
 flags = '''--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync
 --disable-dev-shm-usage --hide-scrollbars --remote-debugging-port=0 --remote-allow-origins=*'''.split()
 patience = 120  # seconds for one answer of the browser: a starved machine is slow

@@ -10,7 +10,7 @@ the body is `mobilenet_v2`, and FILE its weights. The early layers stay frozen, 
 trainings; the late ones learn. `--choose` trains and scores among pictures that seeds 0 to 2 all train on: settings are chosen there.
 Everything can be interrupted: a view that is finished is kept, and a training goes on after its last finished epoch.
 """
-import argparse, json, time
+import argparse, hashlib, json, time
 from pathlib import Path
 import numpy as np, torch
 from torch import nn
@@ -23,6 +23,7 @@ from objdet.multilabel import CellNames, f1_score, multi_accuracy
 from objdet.pascal_data import DetectionDataset, load_annotations
 from objdet.show import normalize
 from objdet.single_obj import CellHead, SingleLoss, accuracy, create_body
+from notebooks import write
 
 SIZE, EARLY, HELD = 224, 7, 4 # layers before EARLY are asked once; the next HELD stay as they are, too
 # `body`: the late layers' rate, a share of the head's; `ema`: how slowly the mean of the weights, which is scored, follows them
@@ -67,14 +68,21 @@ class Views(torch.utils.data.Dataset):
         return im.as_subclass(torch.Tensor), boxes, seen
 
 
+def checksum(layers):
+    "Of the layers' numbers, for a file of weights may change and keep its name"
+    return hashlib.sha1(b''.join(t.numpy().tobytes() for t in layers.state_dict().values())).hexdigest()[:8]
+
+
 def prepare(a):
     "Run all views through the early layers, and write each view to a file"
     ann = load_annotations(a.data, 'train', missing='skip')
     early = create_body('mobilenet_v2', a.weights).layers[:EARLY].eval()
-    ids, truth = [str(r.id) for r in ann], a.cache/'truth.pt'
-    if truth.exists() and read_weights(truth)['ids'] != ids: raise SystemExit(f'{a.cache}: holds views of other pictures than {a.data}; remove it, or give another --cache')
+    made_of, truth = dict(ids=[str(r.id) for r in ann], early=checksum(early)), a.cache/'truth.pt'
+    there = read_weights(truth) if truth.exists() else {}
+    for k, what in dict(ids=f'pictures than {a.data}', early=f'weights than {a.weights}').items():
+        if there.get(k, made_of[k]) != made_of[k]: raise SystemExit(f'{a.cache}: holds views of other {what}; remove it, or give another --cache')
     write_whole(dict(labels=[torch.as_tensor(r.labels) for r in ann], difficult=[torch.as_tensor(r.difficult) for r in ann],
-                     ids=ids, classes=list(ann.classes)), truth)
+                     classes=list(ann.classes), **made_of), truth)
     for view in range(-1, a.views):
         if (a.cache/f'view{view}.pt').exists(): continue
         actns, boxes, seen = [], [], []
@@ -156,12 +164,14 @@ def train(a):
     "One training; its row goes into a file of its own"
     joint, r = a.task == 'joint', dict(RECIPE[a.task])
     if a.epochs: r['epochs'] = a.epochs
-    name = f'{a.task}_{"choose" if a.choose else f"seed{a.seed}"}'
+    name = f'{a.task}_{"choose" if a.choose else "seed"}{a.seed}'
     kept = Kept(a.cache, a.views, joint)
     n = len(kept.truth['labels'])
     trn, val = ([i for i in part if kept.target(0, i) is not None] for part in (split_inside(n) if a.choose else split(n, a.seed)))
     set_seed(a.seed)
     body = create_body('mobilenet_v2', a.weights)
+    early = checksum(body.layers[:EARLY])
+    if kept.truth.get('early', early) != early: raise SystemExit(f'{a.cache}: holds views of other weights than {a.weights}')
     late, c = body.layers[EARLY:].requires_grad_(True), kept.c
     late[:HELD].requires_grad_(False)
     head = CellHead(body.channels, c, width=256) if joint else CellNames(body.channels, c, width=256)
@@ -171,10 +181,10 @@ def train(a):
     sched = torch.optim.lr_scheduler.OneCycleLR(opt, [r['lr']*r['body'], r['lr']], steps, pct_start=.2)
     mean = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(r['ema']), use_buffers=True)
     gen, loss_func, done, start, spent = torch.Generator().manual_seed(a.seed), JointLoss(SIZE, 10.), 0, time.time(), 0.
-    parts, state = dict(model=model, mean=mean, opt=opt, sched=sched), a.cache/f'{name}.pt'
+    parts, state, asked = dict(model=model, mean=mean, opt=opt, sched=sched), a.cache/f'{name}.pt', dict(r, views=a.views)
     if state.exists():
         d = read_weights(state)
-        if d.get('recipe', r) != r: raise SystemExit(f"{state}: begun with {d['recipe']}, asked for is {r}; remove it to start again")
+        if d.get('recipe', asked) != asked: raise SystemExit(f"{state}: begun with {d['recipe']}, asked for is {asked}; remove it to start again")
         for k, o in parts.items(): o.load_state_dict(d[k])
         gen.set_state(d['gen']); torch.set_rng_state(d['rng']); done, spent = d['done'], d['spent']
     shares = []
@@ -193,24 +203,25 @@ def train(a):
             opt.step(); opt.zero_grad(); sched.step(); mean.update_parameters(model)
             total += loss.item()
         write_whole({k: o.state_dict() for k, o in parts.items()} |
-                    dict(recipe=r, gen=gen.get_state(), rng=torch.get_rng_state(), done=e + 1, spent=spent + time.time() - start), state)
+                    dict(recipe=asked, gen=gen.get_state(), rng=torch.get_rng_state(), done=e + 1, spent=spent + time.time() - start), state)
         print(f'{name} epoch {e + 1}: loss {total/len(bar):.3f}', *[f'{k} {v:.4f}' for k, v in score(mean, kept, val).items()], flush=True)
     row = dict(task=a.task, seed=a.seed, train=len(trn), held_out=len(val), **r, threads=a.threads,
                seconds=round(spent + time.time() - start), **score(mean, kept, val))
-    part = a.cache/f'{name}.json.part'
-    part.write_text(json.dumps(row)); part.replace(a.cache/f'{name}.json')
+    write(a.cache/f'{name}.json', json.dumps(row))
     print(json.dumps(row))
 
 
 def report(a):
     "Mean and spread (standard deviation over the seeds, n - 1) of every figure; with --out, all rows go to a file"
-    if a.out: a.out.write_text(json.dumps([json.loads(f.read_text()) for f in sorted(a.cache.glob('*_seed*.json'))], indent=1) + '\n')
+    found = [json.loads(f.read_text()) for f in sorted(a.cache.glob('*_seed*.json'))]
+    if not found: raise SystemExit(f'{a.cache}: no result')
+    if a.out: write(a.out, json.dumps(found, indent=1) + '\n')
     for task, names in dict(joint=('accuracy', 'l1', 'accuracy_both', 'l1_both'),
                              multi=('accuracy', 'macro_f1', 'micro_f1', 'accuracy_both', 'macro_f1_both')).items():
-        rows = [json.loads(f.read_text()) for f in sorted(a.cache.glob(f'{task}_seed*.json'))]
+        rows = [r for r in found if r['task'] == task]
         for k in names if rows else ():
             v = np.array([r[k] for r in rows])
-            print(f'{task:5} {k:13} {v.mean():.4f} ± {v.std(ddof=1) if len(v) > 1 else 0:.4f}  seeds {[r["seed"] for r in rows]}: {", ".join(f"{o:.4f}" for o in v)}')
+            print(f'{task:5} {k:13} {v.mean():.4f} ± {f"{v.std(ddof=1):.4f}" if len(v) > 1 else "-"}  seeds {[r["seed"] for r in rows]}: {", ".join(f"{o:.4f}" for o in v)}')
 
 
 def main(args=None):

@@ -41,7 +41,6 @@ def server(tmp_path, monkeypatch):
     srv.entry = dict(DATASET_YEAR_DICT['2007'], url=f'http://127.0.0.1:{srv.server_port}/voc.tar', filename='voc.tar', md5=hashlib.md5(srv.good).hexdigest())
     monkeypatch.setitem(DATASET_YEAR_DICT, '2007', srv.entry)
     monkeypatch.setenv('OBJDET_CACHE', str(tmp_path/'cache'))
-    for name in 'http_proxy', 'HTTP_PROXY': monkeypatch.delenv(name, raising=False)
     threading.Thread(target=srv.serve_forever, args=[.02], daemon=True).start()
     yield srv
     srv.shutdown(); srv.server_close()

@@ -1,5 +1,5 @@
 "The package's metadata, the rule that ties notebooks to modules, and what every public definition says about itself."
-import ast, email, io, re, subprocess, sys, tokenize, zipfile
+import ast, io, re, subprocess, sys, tokenize
 from configparser import ConfigParser
 from pathlib import Path
 import pytest
@@ -26,43 +26,6 @@ def test_import_is_light():
     code = f'import sys; before = set(sys.modules); import objdet; print(objdet.__version__, [m for m in {heavy} if m in set(sys.modules) - before])'
     out = subprocess.run([sys.executable, '-c', code], cwd=root, capture_output=True, text=True, check=True).stdout
     assert out.split(None, 1) == [cfg['version'], '[]\n']
-
-
-@pytest.fixture(scope='module')
-def wheel(tmp_path_factory):
-    "The wheel of the package, built from a copy of what setuptools reads."
-    import shutil
-    tmp = tmp_path_factory.mktemp('wheel')
-    for name in 'setup.py', 'settings.ini', 'pyproject.toml', 'MANIFEST.in', 'README.md', 'LICENSE': shutil.copy(root/name, tmp)
-    shutil.copytree(root/'objdet', tmp/'objdet', ignore=shutil.ignore_patterns('__pycache__'))
-    (tmp/'objdet/weights').mkdir(exist_ok=True)
-    (tmp/'objdet/weights/stray.txt').write_text('not for the wheel')
-    done = subprocess.run([sys.executable, '-m', 'pip', 'wheel', '--quiet', '--disable-pip-version-check', '--no-deps', '--no-build-isolation',
-                           '--wheel-dir', tmp/'dist', tmp], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    built, = (tmp/'dist').glob('*.whl')
-    with zipfile.ZipFile(built) as z: yield built.name, {n: z.read(n) for n in z.namelist()}
-
-
-def test_wheel_holds_the_package_and_nothing_else(wheel):
-    name, files = wheel
-    assert name == f"{cfg['lib_name']}-{cfg['version']}-py3-none-any.whl"
-    expected = {p.relative_to(root).as_posix() for p in [*(root/'objdet').glob('*.py'), *(root/'objdet/weights').glob('*.pt')]}
-    info = f"{cfg['lib_name']}-{cfg['version']}.dist-info/"
-    assert {n for n in files if not n.startswith(info)} == expected
-    assert {Path(n).name for n in files if n.startswith(info)} == {'METADATA', 'WHEEL', 'RECORD', 'LICENSE', 'entry_points.txt', 'top_level.txt'}
-
-
-def test_wheel_says_what_settings_say(wheel):
-    from packaging.requirements import Requirement
-    meta = email.message_from_bytes(next(data for n, data in wheel[1].items() if n.endswith('/METADATA')))
-    for field, key in dict(Name='lib_name', Version='version', Summary='description', Author='author').items(): assert meta[field] == cfg[key]
-    assert meta['Requires-Python'] == f">={cfg['min_python']}"
-    needs = [Requirement(r) for r in meta.get_all('Requires-Dist')]
-    plain = {(r.name, str(r.specifier)) for r in needs if r.marker is None}
-    extra = {(r.name, str(r.specifier)) for r in needs if r.marker is not None and r.marker.evaluate(dict(extra='dev'))}
-    for found, key in (plain, 'requirements'), (extra, 'dev_requirements'):
-        assert found == {(r.name, str(r.specifier)) for r in map(Requirement, cfg[key].split())}
 
 
 # --- notebooks and modules

@@ -2,9 +2,9 @@
 import json, os, re, shutil, subprocess, sys
 from pathlib import Path
 import pytest
-import check
+import check, ship_sample, site_test, versions
 from docs import landed, mathml, page_name, prepare, sidebar
-from notebooks import directives, dump, notebooks, read, root, skipped, to_run
+from notebooks import directives, dump, notebooks, read, root, skipped, to_run, write
 
 
 def md(source): return dict(cell_type='markdown', metadata={}, source=source)
@@ -182,7 +182,71 @@ def test_readme(project, monkeypatch):
     assert part(project) == ['README.md is out of date: run `make readme`']
 
 
+def test_parts_stop_at_the_first_complaint(monkeypatch, capsys):
+    "A suite that goes on, or ends well, after a part has complained."
+    monkeypatch.setattr(check, 'parts', dict(good=lambda project: [], bad=lambda project: ['that is wrong'], after=lambda project: 1/0))
+    assert check.check(names=['good', 'bad', 'after']) is False and check.check(names=['good']) is True
+    assert re.fullmatch(r'ok: good \(0 s\)\nthat is wrong\nok: good \(0 s\)\n', capsys.readouterr().out)
+
+
+def test_no_test_fails(tmp_path, monkeypatch):
+    "A folder without tests would be a success; what the user has set for the course gets through, or a cache that is seen from another folder."
+    monkeypatch.setattr(check, 'workers', 0)
+    assert check.tested(tmp_path) == 5
+    monkeypatch.chdir(tmp_path)
+    for name, value in dict(OBJDET_BODY='nosuch', OBJDET_CACHE='mine').items(): monkeypatch.setenv(name, value)
+    (tmp_path/'test_it.py').write_text(f"import os\ndef test_it(): assert 'OBJDET_BODY' not in os.environ and os.environ['OBJDET_CACHE'] == {str(tmp_path/'mine')!r}")
+    assert check.tested(tmp_path) == 0
+
+
+def test_weights_that_are_not_the_lessons_are_not_shipped(tmp_path, monkeypatch, capsys):
+    "The shipped file was written over before anything was scored."
+    class Made:
+        plan = dict(notes=dict(map=.5))
+        def save(self, path): path.write_text('saved')
+    for name, value in dict(file=tmp_path/'d.pt', made=lambda folder: Made(), score=lambda det: .45, load_detector=lambda path: Made()).items():
+        monkeypatch.setattr(ship_sample, name, value)
+    monkeypatch.setattr(sys, 'argv', ['ship_sample.py'])
+    with pytest.raises(SystemExit, match='the lesson scored 0.5000: d.pt stays'): ship_sample.main()
+    assert not (tmp_path/'d.pt').exists()
+    monkeypatch.setattr(ship_sample, 'score', lambda det: .503)
+    ship_sample.main()
+    assert (tmp_path/'d.pt').exists() and 'after half precision 0.5030' in capsys.readouterr().out
+
+
 # --- small pieces
+
+def test_what_is_written_is_whole_or_not_there(tmp_path):
+    "A write that failed left its half in nbs/."
+    write(tmp_path/'a.ipynb', 'old')
+    with pytest.raises(UnicodeEncodeError): write(tmp_path/'a.ipynb', '\ud800')
+    assert [p.name for p in tmp_path.iterdir()] == ['a.ipynb'] and (tmp_path/'a.ipynb').read_text() == 'old'
+
+
+def test_which_pages_hold_formulas():
+    def holds(source): return site_test.formulas(dict(cells=[md(source), code('$x$')]))
+    assert holds('so $a_i$.') and holds('$$\na\n$$')
+    assert not any(map(holds, ['it costs $5', '$5 and $6', '`$a$`', '```\n$a$ b\n```', r'\$a$']))
+
+
+def test_links_that_lead_nowhere():
+    own = 'http://127.0.0.1:1/'
+    seen = {'index.html': dict(links=[own, f'{own}a.html#top', f'{own}a.html#gone', f'{own}b.html', 'https://b.org/'], ids=[]), 'a.html': dict(links=[], ids=['top'])}
+    assert site_test.dead_links(seen, own) == ['index.html: links to a.html#gone, and the page has no such place', 'index.html: links to b.html, which is not there']
+
+
+def test_a_row_of_versions(tmp_path, monkeypatch):
+    "What pytest's last line says; a run in which nothing passed is a failure."
+    said = []
+    def call(*args, **kwargs): return said.pop(0)
+    monkeypatch.setattr(versions, 'call', call)
+    said[:] = ['', 'a warning\n["2.11", "0.26", "1.8"]\n', '...\n3 passed, 1 skipped in 2.00s\n']
+    cells, failed = versions.row(tmp_path, 'x.whl', '1', tmp_path)
+    assert cells[:4] == ['2.11', '0.26', '1.8', '3 passed, 1 skipped'] and failed is None
+    said[:] = ['', '["2.11", "0.26", "1.8"]', '2 skipped in 2.00s\n']
+    assert versions.row(tmp_path, 'x.whl', '1', tmp_path)[1] == 'no test passed'
+    assert versions.table([['3.11', '2.11', '0.26', '1.8', '3 passed', '9 s']]).splitlines()[1] == '3.11    2.11   0.26         1.8       3 passed  9 s'
+    assert all((root/f'tests/{t}.py').exists() for t in versions.tests)
 
 def test_which_cells_run():
     nb = dict(cells=[md('# T\n> t'), code('#| default_exp a'), code('\n#| eval: false\n1'), code('# note'), code('%time 1'), code('x = 1 #| eval: false')])

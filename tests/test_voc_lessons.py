@@ -82,11 +82,20 @@ def test_the_answer_to_the_mirror_image_is_mirrored_back(cache):
     assert row['l1'] < 1e-3 and row['l1_both'] < 1e-3 and row['accuracy'] == row['accuracy_both'] == 1
 
 def test_report_by_hand(tmp_path, capsys):
-    for seed, acc in enumerate((.7, .8, .9)): (tmp_path/f'joint_seed{seed}.json').write_text(json.dumps(dict(seed=seed, accuracy=acc, l1=18., accuracy_both=.5, l1_both=17.)))
-    (tmp_path/'joint_choose.json').write_text(json.dumps(dict(seed=9, accuracy=0, l1=0)))
+    for seed, acc in enumerate((.7, .8, .9)): (tmp_path/f'joint_seed{seed}.json').write_text(json.dumps(dict(task='joint', seed=seed, accuracy=acc, l1=18., accuracy_both=.5, l1_both=17.)))
+    (tmp_path/'joint_choose9.json').write_text(json.dumps(dict(task='joint', seed=9, accuracy=0, l1=0)))
     vl.main(['report', '--cache', str(tmp_path)])
     out = capsys.readouterr().out
     assert '0.8000 ± 0.1000' in out and '18.0000 ± 0.0000' in out and 'multi' not in out
+    for seed in (1, 2): (tmp_path/f'joint_seed{seed}.json').unlink()
+    vl.main(['report', '--cache', str(tmp_path)])
+    assert '0.7000 ± -' in capsys.readouterr().out
+
+def test_a_report_of_nothing_leaves_the_table_alone(tmp_path):
+    "A mistyped --cache emptied the table of the results"
+    (tmp_path/'table.json').write_text('[1]')
+    with pytest.raises(SystemExit, match='nowhere: no result'): vl.main(['report', '--cache', str(tmp_path/'nowhere'), '--out', str(tmp_path/'table.json')])
+    assert (tmp_path/'table.json').read_text() == '[1]'
 
 @pytest.fixture
 def weights(tmp_path):
@@ -102,7 +111,7 @@ def weights(tmp_path):
 
 def test_an_interrupted_training_ends_as_an_uninterrupted_one(weights, monkeypatch, capsys):
     "A forgotten random state or schedule changes the figures"
-    args = ['train', 'joint', '--seed', '0', '--epochs', '2', '--views', '1', '--weights', str(weights/'w.pth'), '--cache', str(weights)]
+    args = ['train', 'joint', '--seed', '0', '--epochs', '2', '--views', '1', '--weights', str(weights/'w.pth'), '--cache', str(weights), '--threads', '1']
     def result(): return {k: v for k, v in json.loads((weights/'joint_seed0.json').read_text()).items() if k != 'seconds'}
     vl.main(args)
     want, kept = result(), torch.load(weights/'joint_seed0.pt', weights_only=True)['model']
@@ -117,7 +126,20 @@ def test_an_interrupted_training_ends_as_an_uninterrupted_one(weights, monkeypat
     assert result() == want and all(torch.equal(kept[k], again[k]) for k in kept)
     with pytest.raises(SystemExit, match="joint_seed0.pt: begun with .*'epochs': 2.*'epochs': 3"): vl.main([*args[:5], '3', *args[6:]])
 
+def test_each_seed_of_choosing_is_a_training_of_its_own(weights, monkeypatch):
+    "The second seed took the first one's figures, fewer views went on with more, other weights than the views' went unnoticed"
+    monkeypatch.setattr(vl, 'split_inside', lambda n: (list(range(32)), [32]))
+    def train(seed): vl.main(['train', 'joint', '--choose', '--seed', seed, '--views', '1', '--weights', str(weights/'w.pth'), '--cache', str(weights), '--threads', '1'])
+    for seed in '01':
+        torch.save(dict(recipe=dict(vl.RECIPE['joint'], views=14)), weights/f'joint_choose{seed}.pt')
+        with pytest.raises(SystemExit, match=f"joint_choose{seed}.pt: begun with .*'views': 14.*'views': 1"): train(seed)
+    torch.save(torch.load(weights/'truth.pt') | dict(early='another'), weights/'truth.pt')
+    with pytest.raises(SystemExit, match='views of other weights than'): train('2')
+
 def test_views_of_other_pictures_are_not_mixed(weights, ann, monkeypatch):
     monkeypatch.setattr(vl, 'load_annotations', lambda *a, **k: ann)
     with pytest.raises(SystemExit, match='holds views of other pictures'):
-        vl.main(['prepare', '--data', 'x', '--weights', str(weights/'w.pth'), '--cache', str(weights)])
+        vl.main(['prepare', '--data', 'x', '--weights', str(weights/'w.pth'), '--cache', str(weights), '--threads', '1'])
+    torch.save(torch.load(weights/'truth.pt') | dict(ids=['1'], early='another'), weights/'truth.pt')
+    with pytest.raises(SystemExit, match='holds views of other weights'):
+        vl.main(['prepare', '--data', 'x', '--weights', str(weights/'w.pth'), '--cache', str(weights), '--threads', '1'])

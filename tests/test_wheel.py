@@ -1,7 +1,7 @@
 """The wheel in an environment of its own that holds what the package requires and nothing else: it imports, and a detector detects.
 
 PyTorch takes minutes to install, so the requirements, and what they require, are linked from the environment that runs the tests."""
-import json, sys, zipfile
+import email, json, sys, zipfile
 from configparser import ConfigParser
 from importlib.metadata import distribution
 from pathlib import Path
@@ -10,6 +10,9 @@ from packaging.requirements import Requirement
 from notebooks import root
 from versions import build_wheel, call
 
+config = ConfigParser(delimiters=['='])
+config.read(root/'settings.ini', encoding='utf-8')
+cfg = config['DEFAULT']
 script = '''
 import importlib.util, json, pathlib, pkgutil, sys
 import objdet
@@ -56,30 +59,43 @@ def required(names):
 
 
 @pytest.fixture(scope='module')
-def wheel(tmp_path_factory): return build_wheel(tmp_path_factory.mktemp('wheel'))
+def wheel(tmp_path_factory):
+    "The package's wheel, built beside a file that is none of its business."
+    return build_wheel(tmp_path_factory.mktemp('wheel'), stray=['objdet/weights/stray.txt'])
 
 
 @pytest.fixture(scope='module')
 def python(wheel, tmp_path_factory):
     "The interpreter of an environment with the wheel, and links to what it requires."
-    cfg = ConfigParser(delimiters=['='])
-    cfg.read(root/'settings.ini', encoding='utf-8')
     env = tmp_path_factory.mktemp('env')
     call(sys.executable, '-m', 'venv', '--without-pip', env)
     exe = env/'bin/python'
     site = Path(call(exe, '-c', 'import sysconfig; print(sysconfig.get_path("purelib"))').strip())
-    for d in required(cfg['DEFAULT']['requirements'].split()):
+    for d in required(cfg['requirements'].split()):
         for top in {f.parts[0] for f in d.files} - {'..', '__pycache__'}:
             if not (site/top).exists(): (site/top).symlink_to(d.locate_file(top))
     call(sys.executable, '-m', 'pip', '--python', exe, 'install', '--quiet', '--no-deps', '--no-index', '--no-compile', wheel)
     return exe
 
 
-def test_wheel_holds_code_and_weights_alone(wheel):
-    "Weights forgotten in package_data, or tests and notebooks packed too."
-    names = zipfile.ZipFile(wheel).namelist()
-    assert {f'objdet/weights/{p.name}' for p in (root/'objdet/weights').glob('*.pt')} <= set(names) and 'objdet/weights/symbols.pt' in names
-    assert not [n for n in names if 'test' in n.lower() or n.endswith('.ipynb') or not n.startswith('objdet')]
+def test_wheel_holds_the_package_and_nothing_else(wheel):
+    "Weights forgotten in package_data, or tests, notebooks and strays packed too."
+    assert wheel.name == f"{cfg['lib_name']}-{cfg['version']}-py3-none-any.whl"
+    files, info = zipfile.ZipFile(wheel).namelist(), f"{cfg['lib_name']}-{cfg['version']}.dist-info/"
+    expected = {p.relative_to(root).as_posix() for p in [*(root/'objdet').glob('*.py'), *(root/'objdet/weights').glob('*.pt')]}
+    assert {n for n in files if not n.startswith(info)} == expected and 'objdet/weights/symbols.pt' in expected
+    assert {Path(n).name for n in files if n.startswith(info)} == {'METADATA', 'WHEEL', 'RECORD', 'LICENSE', 'entry_points.txt', 'top_level.txt'}
+
+
+def test_wheel_says_what_settings_say(wheel):
+    with zipfile.ZipFile(wheel) as z: meta = email.message_from_bytes(next(z.read(n) for n in z.namelist() if n.endswith('/METADATA')))
+    for field, key in dict(Name='lib_name', Version='version', Summary='description', Author='author').items(): assert meta[field] == cfg[key]
+    assert meta['Requires-Python'] == f">={cfg['min_python']}"
+    needs = [Requirement(r) for r in meta.get_all('Requires-Dist')]
+    plain = {(r.name, str(r.specifier)) for r in needs if r.marker is None}
+    extra = {(r.name, str(r.specifier)) for r in needs if r.marker is not None and r.marker.evaluate(dict(extra='dev'))}
+    for found, key in (plain, 'requirements'), (extra, 'dev_requirements'):
+        assert found == {(r.name, str(r.specifier)) for r in map(Requirement, cfg[key].split())}
 
 
 def test_wheel_detects_without_development_tools(python, tmp_path):
