@@ -7,9 +7,9 @@ __all__ = ['default_grids', 'default_zooms', 'default_shapes', 'conv_size', 'rec
            'jaccard', 'map_to_ground_truth', 'best_overlap', 'anchor_recall', 'shape_lattice', 'greedy_cover',
            'suggest_anchors', 'sort_objects', 'Match', 'match_anchors']
 
-# %% ../nbs/04_anchors_matching.ipynb #cc02f75e
+# %% ../nbs/04_anchors_matching.ipynb #ce844d1c
 from typing import NamedTuple
-import torch
+import operator, torch
 from .pascal_data import cxcywh_to_xyxy
 
 # %% ../nbs/04_anchors_matching.ipynb #0a3b5de7
@@ -50,7 +50,7 @@ def _check_anchors(grids, zooms, shapes):
         numbers = [n for v in o for n in (v if isinstance(v, (tuple, list)) else (v,))]
         if not numbers or min(numbers) <= 0: raise ValueError(f'{name} {list(o)}; expected at least one, and numbers above 0')
 
-# %% ../nbs/04_anchors_matching.ipynb #47aecdcf
+# %% ../nbs/04_anchors_matching.ipynb #4a338361
 def create_anchors(
     grids, # Grids from fine to coarse: an int for a square one, or (rows, columns)
     zooms=(1.,), # Scales of the cell
@@ -61,7 +61,7 @@ def create_anchors(
     scales = torch.tensor([(z*w, z*h) for z in zooms for w, h in shapes])
     anchors, sizes = [], []
     for g in grids:
-        rows, cols = (g, g) if isinstance(g, int) else g
+        rows, cols = map(operator.index, g if isinstance(g, (tuple, list)) else (g, g)) # NumPy's integers too
         cy, cx = torch.meshgrid((torch.arange(rows) + .5)/rows, (torch.arange(cols) + .5)/cols, indexing='ij')
         centers = torch.stack([cx, cy], -1).reshape(-1, 1, 2).expand(-1, len(scales), 2)
         cell = torch.tensor([1/cols, 1/rows]).expand_as(centers)
@@ -69,7 +69,7 @@ def create_anchors(
         sizes.append(cell.reshape(-1, 2))
     return torch.cat(anchors), torch.cat(sizes)
 
-# %% ../nbs/04_anchors_matching.ipynb #96417d8b
+# %% ../nbs/04_anchors_matching.ipynb #7b075fa3
 def jaccard(
     a, # (…, m, 4) x1, y1, x2, y2
     b, # (…, k, 4) x1, y1, x2, y2
@@ -81,7 +81,7 @@ def jaccard(
     h = (torch.minimum(ay2, by2) - torch.maximum(ay1, by1)).clamp(min=0)
     inter = w*h
     either = (ax2 - ax1)*(ay2 - ay1) + (bx2 - bx1)*(by2 - by1) - inter
-    return inter/either.clamp(min=1e-12)
+    return inter/either.clamp(min=1e-7) # the least that half precision can tell from 0
 
 # %% ../nbs/04_anchors_matching.ipynb #76204053
 def map_to_ground_truth(
@@ -100,23 +100,23 @@ def map_to_ground_truth(
 # %% ../nbs/04_anchors_matching.ipynb #4fdd208f
 default_grids, default_zooms, default_shapes = (4, 2, 1), (.75, 1., 1.3), ((1., 1.), (1., .5), (.5, 1.))
 
-# %% ../nbs/04_anchors_matching.ipynb #5b1a207d
+# %% ../nbs/04_anchors_matching.ipynb #ad4e3286
 def best_overlap(
     anchors, # (k, 4) cx, cy, w, h
     boxes, # (n, 4) objects, x1, y1, x2, y2 in units of the square
 ) -> torch.Tensor: # (n,)
-    "IoU of each object with the anchor that fits it best; a thousand objects at a time, to spare memory"
+    "IoU of each object with the anchor that fits it best; a thousand objects at a time, to spare memory; `ValueError` for boxes in pixels"
     if len(boxes) and boxes.max() > 1.5: raise ValueError(f'boxes up to {boxes.max():g}; expected 0 to 1, units of the square')
     corners = cxcywh_to_xyxy(anchors)
     return torch.cat([jaccard(part, corners).amax(1) for part in boxes.split(1024)])
 
-# %% ../nbs/04_anchors_matching.ipynb #410e53d2
+# %% ../nbs/04_anchors_matching.ipynb #aa447d2c
 def anchor_recall(
     anchors, # (k, 4) cx, cy, w, h
     boxes, # (n, 4) objects, x1, y1, x2, y2 in units of the square
     iou=0.5, # How well an anchor must fit
-) -> float: # 0 to 1
-    "Share of objects that some anchor overlaps by at least `iou`"
+) -> float: # 0 to 1; nan without objects
+    "Share of objects that some anchor overlaps by at least `iou`; `ValueError` for boxes in pixels"
     return (best_overlap(anchors, boxes) >= iou).float().mean().item()
 
 # %% ../nbs/04_anchors_matching.ipynb #489b0818

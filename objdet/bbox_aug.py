@@ -15,16 +15,16 @@ from torchvision.ops import box_iou
 from torchvision.transforms import v2
 from .pascal_data import squash
 
-# %% ../nbs/01_bbox_aug.ipynb #a4cab50a
+# %% ../nbs/01_bbox_aug.ipynb #d90aeaca
 def turn_points(
     points, # (..., 2) float x, y
     degrees, # Counterclockwise, as seen on the screen
 ) -> torch.Tensor: # (..., 2) x, y
     "Turn points about the origin; rows times the textbook's matrix turn clockwise, which is counterclockwise where y points down"
-    a = math.radians(degrees)
-    return points @ torch.tensor([[math.cos(a), -math.sin(a)], [math.sin(a), math.cos(a)]])
+    a, points = math.radians(degrees), points*1. # whole numbers become floats
+    return points @ points.new_tensor([[math.cos(a), -math.sin(a)], [math.sin(a), math.cos(a)]])
 
-# %% ../nbs/01_bbox_aug.ipynb #266e7e48
+# %% ../nbs/01_bbox_aug.ipynb #40a9ce45
 def rotate_corners(
     boxes, # (n, 4) x1, y1, x2, y2
     degrees, # Counterclockwise, as seen on the screen
@@ -32,8 +32,8 @@ def rotate_corners(
     height, # Of the picture, pixels
 ) -> torch.Tensor: # (n, 4, 2) x, y of each turned corner, clockwise from the upper left
     "Turn the corners of boxes about the center of the picture"
-    center = torch.tensor([width/2, height/2])
     corners = torch.as_tensor(boxes).float()[:, [[0, 1], [2, 1], [2, 3], [0, 3]]]
+    center = corners.new_tensor([width/2, height/2])
     return turn_points(corners - center, degrees) + center
 
 # %% ../nbs/01_bbox_aug.ipynb #13e94939
@@ -93,9 +93,9 @@ def valid_tfms(
     "Squash and nothing else: the picture as the detector will be given it"
     return v2.Compose([squash(size), v2.ClampBoundingBoxes()])
 
-# %% ../nbs/01_bbox_aug.ipynb #ffb1c04e
+# %% ../nbs/01_bbox_aug.ipynb #bde030d2
 class CropNearObjects(v2.RandomIoUCrop):
-    "`v2.RandomIoUCrop` (SSD paper, 2.2, data augmentation) that tries all places at once and leaves a picture without objects alone"
+    "`v2.RandomIoUCrop` (SSD paper, 2.2, data augmentation) that tries all places at once and leaves a picture without objects alone; boxes are XYXY"
     def make_params(self, flat_inputs): # -> dict, empty for no crop
         boxes = next((o for o in flat_inputs if isinstance(o, tv_tensors.BoundingBoxes)), ())
         while len(boxes) and (need := self.options[torch.randint(len(self.options), ())]) < 1:

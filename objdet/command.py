@@ -128,20 +128,19 @@ def _drawings(files, folder):
         seen[png] = o
     return to
 
-# %% ../nbs/97_command.ipynb #b383da45
+# %% ../nbs/97_command.ipynb #3fb889f4
 def _draw(file, d, classes, png):
     "Write the picture in `file` with the detections `d`, as a PNG of the same size"
     from matplotlib.figure import Figure
     from objdet.detector import _open
+    from objdet.learner import whole_file
     from objdet.show import show_boxes
     im = _open(file)
     h, w = im.shape[1:]
     dpi = max(max(h, w)/6, 50)
     fig = Figure(((w + .01)/dpi, (h + .01)/dpi), dpi=dpi)
     show_boxes(im, d['boxes'], d['labels'], d['scores'], classes, ax=fig.add_axes((0, 0, 1, 1)))
-    tmp = png.with_name(f'{png.name}.{os.getpid()}.tmp')
-    try: fig.savefig(tmp, format='png'); os.replace(tmp, png)
-    finally: tmp.unlink(missing_ok=True)
+    with whole_file(png) as f: fig.savefig(f, format='png')
 
 # %% ../nbs/97_command.ipynb #00834137
 def _ids(files):
@@ -157,15 +156,11 @@ def _results(preds, files, classes):
     names = dict(zip(ids, map(str, files)))
     return [dict(r, file_name=names[r['image_id']], category=classes[r['category_id'] - 1]) for r in coco_results(preds, ids)]
 
-# %% ../nbs/97_command.ipynb #a7d52861
+# %% ../nbs/97_command.ipynb #b062a868
 def _write_json(rows, path):
     "Write `rows`, whole or not at all, one a line"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tmp = path.with_name(f'{path.name}.{os.getpid()}.tmp')
-    try:
-        tmp.write_text('[' + ',\n '.join(map(json.dumps, rows)) + ']\n', encoding='utf-8')
-        os.replace(tmp, path)
-    finally: tmp.unlink(missing_ok=True)
+    from objdet.learner import whole_file
+    with whole_file(path) as f: f.write(('[' + ',\n '.join(map(json.dumps, rows)) + ']\n').encode())
 
 # %% ../nbs/97_command.ipynb #0bf34c77
 def _predict(det, files, thresh, broken, bs=16):
@@ -229,16 +224,23 @@ def _checkpoint(a):
     elif a.out.exists() and not state.is_file(): raise ValueError(f'{a.out}: already there; choose another --out, or --fresh to train it anew')
     return state
 
-# %% ../nbs/97_command.ipynb #00862331
+# %% ../nbs/97_command.ipynb #576574ab
+def _data(data):
+    "The folder or file of `data`, made or downloaded if need be; `ValueError` where that fails"
+    from objdet.pascal_data import get_data
+    try: return get_data(data)
+    except RuntimeError as e: raise ValueError(str(e)) from e
+
+# %% ../nbs/97_command.ipynb #d2faac30
 def train_command(
     a, # Arguments of `objdet train`
 ) -> int: # 0
     "`objdet train`"
-    from objdet.pascal_data import get_data, load_splits
+    from objdet.pascal_data import load_splits
     from objdet.your_data import train_detector
     state = _checkpoint(a)
     a.out.parent.mkdir(parents=True, exist_ok=True)
-    trn, val = load_splits(get_data(a.data))
+    trn, val = load_splits(_data(a.data))
     print(f'train: {trn}\nval: {val}')
     if state.is_file(): print(f'going on from {state}')
     det, _ = train_detector(trn, val, epochs=a.epochs, size=a.size, body=a.body, weights=a.weights, checkpoint=state, seed=a.seed, bs=a.bs)
@@ -248,11 +250,11 @@ def train_command(
     print(f'written: {a.out}')
     return 0
 
-# %% ../nbs/97_command.ipynb #c3b380cb
+# %% ../nbs/97_command.ipynb #a4ff5e95
 def _truth(path, split):
     "The annotations to score against; a COCO file alone needs no pictures"
-    from objdet.pascal_data import get_data, load_annotations, read_coco
-    if str(path) == 'sample': path = get_data('sample')
+    from objdet.pascal_data import load_annotations, read_coco
+    if str(path) == 'sample': path = _data('sample')
     if not path.exists(): raise FileNotFoundError(f'{path}: no such file or folder')
     return read_coco(path) if path.is_file() and not split else load_annotations(path, split or 'val', missing='skip')
 

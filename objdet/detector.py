@@ -25,7 +25,7 @@ from .ssd_loss import OutConv, SSDHead, SSDMultiHead, StdConv
 # %% ../nbs/94_detector.ipynb #2a066d61
 def _lateral(nin, nout): return nn.Sequential(nn.Conv2d(nin, nout, 1, bias=False), nn.BatchNorm2d(nout), nn.ReLU())
 
-# %% ../nbs/94_detector.ipynb #3355e406
+# %% ../nbs/94_detector.ipynb #749593da
 class TopDownHead(nn.Module):
     "Guesses for two grids of a body, the coarser added to the finer, and for grids that each halve the one before (Lin and others, *Feature Pyramid Networks*, section 3)"
     def __init__(self,
@@ -36,17 +36,20 @@ class TopDownHead(nn.Module):
         nf=192, # Channels of the head
         n_more=3, # Grids beyond the body's two
         drop=0.1, # Dropout
+        shared=False, # One `OutConv` for all grids, as RetinaNet has it, instead of one each
     ):
         super().__init__()
         self.laterals = nn.ModuleList(_lateral(n, nf) for n in nin)
         self.merge = StdConv(nf, nf, 1, drop)
         self.convs = nn.ModuleList(StdConv(nf, nf, 2, drop) for _ in range(n_more))
-        self.outs = nn.ModuleList(OutConv(k, nf, n_classes, bias) for _ in range(2 + n_more))
+        if shared: self.out = OutConv(k, nf, n_classes, bias)
+        else: self.outs = nn.ModuleList(OutConv(k, nf, n_classes, bias) for _ in range(2 + n_more))
     def forward(self, grids): # [(b, nin[0], h, w), (b, nin[1], h/2, w/2)] -> classes (b, anchors, c+1), boxes (b, anchors, 4)
         fine, coarse = (l(g) for l, g in zip(self.laterals, grids))
         grids = [self.merge(fine + F.interpolate(coarse, size=fine.shape[-2:])), coarse]
         for conv in self.convs: grids.append(conv(grids[-1]))
-        return tuple(torch.cat(o, 1) for o in zip(*(out(g) for out, g in zip(self.outs, grids))))
+        outs = [self.out]*len(grids) if hasattr(self, 'out') else self.outs
+        return tuple(torch.cat(o, 1) for o in zip(*(out(g) for out, g in zip(outs, grids))))
 
 # %% ../nbs/94_detector.ipynb #46cb9ca7
 def _plain(o, where):
@@ -121,13 +124,15 @@ def grids(self:Detector,
         if i in self.plan['taps']: out.append(x)
     return out if len(out) > 1 else out[0]
 
-# %% ../nbs/94_detector.ipynb #84d70d84
+# %% ../nbs/94_detector.ipynb #520c76d9
 @patch
 def _check_shapes(self:Detector):
-    "Raise `ValueError` if the head's rows and columns are not those of anchors and classes"
+    "Raise `ValueError` if the head cannot take what the body gives, or its rows and columns are not those of anchors and classes"
     k, c = len(self.anchors), len(self.classes)
     x = torch.zeros(1, 3, self.size, self.size, device=next(self.parameters()).device)
-    with _evaluating(self), torch.inference_mode(): shapes = [tuple(o.shape) for o in self(x)]
+    try:
+        with _evaluating(self), torch.inference_mode(): shapes = [tuple(o.shape) for o in self(x)]
+    except (RuntimeError, TypeError, ValueError) as e: raise ValueError(f'body and head do not fit each other: {e}') from e
     if shapes != [(1, k, c + 1), (1, k, 4)]:
         raise ValueError(f'the head gives {shapes[0][1]} rows of {shapes[0][2]} classes for {k} anchors and {c} classes with background')
 
@@ -141,14 +146,17 @@ def _half(v):
 # %% ../nbs/94_detector.ipynb #0bf14863
 def _known_body(name): return name == 'symbols' or name in torchvision.models.list_models(torchvision.models)
 
-# %% ../nbs/94_detector.ipynb #a13b83e0
+# %% ../nbs/94_detector.ipynb #26178851
 @patch
 def save(self:Detector,
     path, # The file
 ):
-    "Write plan and weights, in half precision, whole or not at all; `ValueError` for a body of your own, which no file can name"
+    """Write plan and weights, in half precision, whole or not at all.
+    `ValueError` for a body of your own, which no file can name, and for weights that are not finite"""
     if not _known_body(self.plan['body']): raise ValueError(f'body {self.plan["body"]!r}; expected symbols or a name that torchvision knows, so that it can be made again')
     state = {k: _half(v) for k, v in self.state_dict().items()}
+    odd = next((k for k, v in state.items() if not v.isfinite().all()), None)
+    if odd: raise ValueError(f'{path}: not written, since weights {odd!r} hold numbers that are not finite')
     write_whole(dict(kind='objdet detector', version=1, plan=self.plan, state=state), path)
 
 # %% ../nbs/94_detector.ipynb #130b4032
@@ -291,15 +299,14 @@ def _check_picture(o, where):
     elif not isinstance(o, Image.Image):
         raise TypeError(f'{where} is {o!r:.60}; expected a path, a PIL image, an (h, w, 3) uint8 array or a (3, h, w) uint8 tensor')
 
-# %% ../nbs/94_detector.ipynb #5ec54722
+# %% ../nbs/94_detector.ipynb #58f8b53a
 @patch
 def _detect(self:Detector, x, thresh, overlap, top_k):
     "Detections in squares `x` (b, 3, size, size) uint8, in their pixels"
     p = next(self.parameters())
     x = x.to(p.device, non_blocking=True).contiguous(memory_format=torch.channels_last).to(p.dtype)/255
     with _evaluating(self), torch.inference_mode():
-        preds = [o.float() for o in self((x - self.mean)/self.std)]
-        return detect(preds, self.anchors, self.grid_sizes, self.size, thresh, overlap, top_k)
+        return detect(self((x - self.mean)/self.std), self.anchors, self.grid_sizes, self.size, thresh, overlap, top_k)
 
 # %% ../nbs/94_detector.ipynb #0aebc277
 @patch
@@ -309,12 +316,12 @@ def _unsquash(self:Detector, d, h, w):
     boxes = (d['boxes']*(edge/self.size)).minimum(edge)
     return dict(boxes=boxes, scores=d['scores'].clone(), labels=d['labels'].clone(), names=[self.classes[i] for i in d['labels'].tolist()])
 
-# %% ../nbs/94_detector.ipynb #fcfc27be
+# %% ../nbs/94_detector.ipynb #1a05fe4a
 def _check_settings(thresh, overlap, top_k, bs):
     for name, v in dict(thresh=thresh, overlap=overlap).items():
         if not 0 <= v <= 1: raise ValueError(f'{name} is {v}; expected 0 to 1')
     for name, v in dict(top_k=top_k, bs=bs).items():
-        if v != int(v) or v < 1: raise ValueError(f'{name} is {v}; expected a whole number from 1 up')
+        if not isinstance(v, (int, np.integer)) or v < 1: raise ValueError(f'{name} is {v!r}; expected a whole number from 1 up')
 
 # %% ../nbs/94_detector.ipynb #8a4506d3
 @patch

@@ -6,22 +6,24 @@
 __all__ = ['voc_families', 'error_kinds', 'colors_of_kinds', 'plot_pr', 'ap_by_size', 'families', 'Errors', 'find_errors',
            'count_errors', 'plot_errors', 'mend', 'mended_ap']
 
-# %% ../nbs/07_mean_ap.ipynb #81f8ef94
+# %% ../nbs/07_mean_ap.ipynb #0b3d6e3c
 import matplotlib.pyplot as plt
 import numpy as np, torch
 from typing import NamedTuple
 from torchvision.ops import box_iou
 from .sample import super_categories
-from .score import mean_ap, matches
+from .score import _read_targets, mean_ap, matches
 
-# %% ../nbs/07_mean_ap.ipynb #39f31d1c
+# %% ../nbs/07_mean_ap.ipynb #16fddb1f
 def plot_pr(
     result, # A `MeanAP`
     classes, # Names of its classes
     pick=None, # Labels to draw in color, at most seven; by default the best, the middle and the worst
     ax=None, # Axes to draw on; a new figure by default
 ): # the axes
-    "Precision over recall of each class, a few of them named; each curve is the best precision at this recall or a higher one"
+    """Precision over recall of each class, a few of them named; each curve is the best precision at this recall or a higher one.
+    `ValueError` for too few or too many names."""
+    if len(classes) != len(result.ap): raise ValueError(f'{len(classes)} names for {len(result.ap)} classes')
     ax = ax or plt.subplots(figsize=(4.5, 3))[1]
     for label in range(len(classes)): ax.step(*_stairs(result, label), color='#CCCCCC', lw=.8)
     order = np.argsort(-np.nan_to_num(result.ap))[:(~np.isnan(result.ap)).sum()]
@@ -39,25 +41,28 @@ def _stairs(result, label):
     best = np.maximum.accumulate(p[::-1])[::-1]
     return [0, *r, *r[-1:]], [*best[:1], *best, *[0][:len(r)]] if len(r) else [0]
 
-# %% ../nbs/07_mean_ap.ipynb #3460f2ce
+# %% ../nbs/07_mean_ap.ipynb #b9b6a93c
 def ap_by_size(
     preds, # As for `mean_ap`
     targets, # As for `mean_ap`
     edges=None, # Sides (square root of the area, pixels) at which one size ends and the next begins; None: thirds of the objects
     **kwargs, # For `mean_ap`
 ): # dict of a range of sides, as text, to its `MeanAP`
-    "Mean average precision of small objects, of larger ones, and so on; other sizes are neither hit nor miss"
+    """Mean average precision of small objects, of larger ones, and so on; other sizes are neither hit nor miss.
+    Raises as `mean_ap` does, and where `edges` are wanted and there are no objects to take them from."""
     if edges is None: edges = np.quantile(_sides(targets), [1/3, 2/3])
     ends = [0, *edges, np.inf]
     names = [f'up to {b:.0f}' if not a else f'over {a:.0f}' if np.isinf(b) else f'{a:.0f} to {b:.0f}' for a, b in zip(ends, ends[1:])]
-    return {n: mean_ap(preds, targets, area=(a**2, b**2), **kwargs) for n, a, b in zip(names, ends, ends[1:])}
+    least = [0, *(np.nextafter(e**2, np.inf) for e in edges)] # an object of an edge's size belongs to the smaller ones
+    return {n: mean_ap(preds, targets, area=(a, b**2), **kwargs) for n, a, b in zip(names, least, ends[1:])}
 
-# %% ../nbs/07_mean_ap.ipynb #c35efff2
+# %% ../nbs/07_mean_ap.ipynb #4463ff17
 def _sides(targets):
     "Square root of the area of each object to find"
-    boxes = [torch.as_tensor(t['boxes'], dtype=torch.float64).reshape(-1, 4)[~torch.as_tensor(t.get('difficult', [False]*len(t['labels'])), dtype=torch.bool)] for t in targets]
-    b = torch.cat(boxes)
-    return ((b[:, 2] - b[:, 0])*(b[:, 3] - b[:, 1])).sqrt().numpy()
+    objs = _read_targets(targets)
+    b = objs['boxes'][~objs['difficult']]
+    if not len(b): raise ValueError('no objects to take sizes from')
+    return np.sqrt((b[:, 2:] - b[:, :2]).prod(1))
 
 # %% ../nbs/07_mean_ap.ipynb #b7637d1a
 voc_families = dict(

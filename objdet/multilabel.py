@@ -7,10 +7,9 @@ __all__ = ['multi_hot', 'class_sets', 'cross_entropy', 'binary_cross_entropy', '
            'MultiLabelBatch', 'multilabel_dataloaders', 'ConcatPool', 'multilabel_head', 'CellNames',
            'choose_threshold', 'mixup', 'smooth_targets', 'FlipTTA']
 
-# %% ../nbs/03_multilabel.ipynb #a902bfe9
+# %% ../nbs/03_multilabel.ipynb #eba99910
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
 from .pascal_data import DataLoaders, dataloaders, pad_batch
 
 # %% ../nbs/03_multilabel.ipynb #ca41c447
@@ -24,11 +23,12 @@ def multi_hot(
     rows = torch.zeros(len(labels), n_classes + 1, device=labels.device)
     return rows.scatter(1, torch.where(labels < 0, n_classes, labels), 1.)[:, :n_classes]
 
-# %% ../nbs/03_multilabel.ipynb #c3a8d220
+# %% ../nbs/03_multilabel.ipynb #e61ad0ac
 def class_sets(
     annotations, # `Annotations`
 ) -> torch.Tensor: # (n, c) float32
-    "The set of classes of every picture, as ones and zeros, difficult objects left out"
+    "The set of classes of every picture, as ones and zeros, difficult objects left out; `ValueError` without pictures"
+    if not len(annotations): raise ValueError('no pictures to take classes from')
     labels = [torch.as_tensor(r.labels[~r.difficult]) for r in annotations]
     return multi_hot(nn.utils.rnn.pad_sequence(labels, True, -1), len(annotations.classes))
 

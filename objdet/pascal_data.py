@@ -100,40 +100,50 @@ def download_voc2007(
     _fetch(voc['url'], file, voc['md5'])
     return extract(file, folder)
 
-# %% ../nbs/00_pascal_data.ipynb #381913c7
+# %% ../nbs/00_pascal_data.ipynb #fd0a5214
+def _archive_folder(path):
+    "Where the archive `path` is unpacked: another place for another archive of that name, or a newer one"
+    s = path.stat()
+    key = zlib.crc32(f'{path} {s.st_size} {s.st_mtime_ns}'.encode())
+    return cache_dir()/f"{path.name.split('.tar')[0]}-{key:08x}"
+
+# %% ../nbs/00_pascal_data.ipynb #da2c4428
 def get_data(
     source=None, # `'sample'`, `'voc2007'`, a folder, a COCO `.json` or a `.tar`; `None`: the variable `OBJDET_DATA`, else `'sample'`
 ) -> Path: # A folder with a VOC devkit or COCO files, or a COCO `.json` file
-    "Find, make, unpack or download the data of `source`; `FileNotFoundError` if there is none"
+    "Find, make, unpack or download the data of `source`; `FileNotFoundError` if there is none, `ValueError` for a file of another kind"
     source = str(source or os.environ.get('OBJDET_DATA') or 'sample')
     if source == 'sample': return sample_path()
     if source == 'voc2007': return download_voc2007()
     path = Path(source).expanduser().resolve()
     if not path.exists(): raise FileNotFoundError(f"{path}: no such data; expected 'sample', 'voc2007', a folder, a .json or a .tar")
-    if '.tar' not in path.suffixes: return path
-    folder = cache_dir()/path.name.split('.tar')[0]
+    if path.is_dir() or path.suffix.lower() == '.json': return path
+    if not {'.tar', '.tgz'} & set(path.suffixes): raise ValueError(f'{path}: a {path.suffix!r}; expected a folder, a .json, a .tar or a .tgz')
+    folder = _archive_folder(path)
     return folder if folder.exists() else extract(path, folder)
 
-# %% ../nbs/00_pascal_data.ipynb #666e23c7
+# %% ../nbs/00_pascal_data.ipynb #02da60cf
 def is_sample(
     path, # A folder that `get_data` gave
 ) -> bool: # Whether it is the embedded data set
     "Is `path` the embedded data set, rather than real pictures?"
-    return Path(path).parent == cache_dir() and Path(path).name.startswith('sample')
+    return Path(path).parent == cache_dir() and Path(path).name.startswith('sample-v')
 
-# %% ../nbs/00_pascal_data.ipynb #14885a39
+# %% ../nbs/00_pascal_data.ipynb #a423d30b
 def voc_to_xyxy(
     b, # (…, 4) xmin, ymin, xmax, ymax as in VOC's XML: from one, inclusive
 ) -> torch.Tensor: # (…, 4) x1, y1, x2, y2, from zero, half-open
     "VOC's corners to ours: the first corner moves by one, the second stays"
-    return torch.as_tensor(b, dtype=torch.float32) - torch.tensor([1., 1, 0, 0])
+    b = torch.as_tensor(b, dtype=torch.float32)
+    return b - b.new_tensor([1., 1, 0, 0])
 
-# %% ../nbs/00_pascal_data.ipynb #332a5ee4
+# %% ../nbs/00_pascal_data.ipynb #93897c56
 def xyxy_to_voc(
     b, # (…, 4) x1, y1, x2, y2, from zero, half-open
 ) -> torch.Tensor: # (…, 4) xmin, ymin, xmax, ymax as in VOC's XML: from one, inclusive
     "Our corners to VOC's"
-    return torch.as_tensor(b, dtype=torch.float32) + torch.tensor([1., 1, 0, 0])
+    b = torch.as_tensor(b, dtype=torch.float32)
+    return b + b.new_tensor([1., 1, 0, 0])
 
 # %% ../nbs/00_pascal_data.ipynb #208773e3
 def xyxy_to_xywh(
@@ -167,21 +177,21 @@ def cxcywh_to_xyxy(
     b = torch.as_tensor(b)
     return torch.cat([b[..., :2] - b[..., 2:]/2, b[..., :2] + b[..., 2:]/2], -1)
 
-# %% ../nbs/00_pascal_data.ipynb #13e6d82c
+# %% ../nbs/00_pascal_data.ipynb #12fa3a8c
 def rows_to_xyxy(
     b, # (…, 4) y1, x1, y2, x2, inclusive
 ) -> torch.Tensor: # (…, 4) x1, y1, x2, y2, half-open
     "The lecture's (rows first, last pixel included) to ours"
-    b = torch.as_tensor(b, dtype=torch.float32) + torch.tensor([0., 0, 1, 1])
-    return b[..., [1, 0, 3, 2]]
+    b = torch.as_tensor(b, dtype=torch.float32)
+    return (b + b.new_tensor([0., 0, 1, 1]))[..., [1, 0, 3, 2]]
 
-# %% ../nbs/00_pascal_data.ipynb #d4d6d3eb
+# %% ../nbs/00_pascal_data.ipynb #d512dd40
 def xyxy_to_rows(
     b, # (…, 4) x1, y1, x2, y2, half-open
 ) -> torch.Tensor: # (…, 4) y1, x1, y2, x2, inclusive
     "Ours to the lecture's: rows first, last pixel included"
     b = torch.as_tensor(b, dtype=torch.float32)
-    return b[..., [1, 0, 3, 2]] - torch.tensor([0., 0, 1, 1])
+    return b[..., [1, 0, 3, 2]] - b.new_tensor([0., 0, 1, 1])
 
 # %% ../nbs/00_pascal_data.ipynb #badc9d84
 @dataclass
@@ -209,21 +219,23 @@ class Annotations:
         n, d = sum(len(r.labels) for r in self.records), sum(r.difficult.sum() for r in self.records)
         return f'{len(self)} pictures, {n} objects ({d} difficult), {len(self.classes)} classes, {len(self.skipped)} skipped'
 
-# %% ../nbs/00_pascal_data.ipynb #6162bb84
+# %% ../nbs/00_pascal_data.ipynb #1c91699e
 def _box_problem(box, width, height):
     "What is wrong with a box of four numbers in a picture of `width` x `height` pixels, or `None`"
     x1, y1, x2, y2 = box
     if not (x1 < x2 and y1 < y2): return '; expected x1 < x2 and y1 < y2'
-    if min(x1, y1) < -1 or x2 > width+1 or y2 > height+1: return f', outside its picture of {width} x {height} pixels'
+    if min(x1, y1) < -1 or x2 > width+1 or y2 > height+1 or x1 >= width or y1 >= height or x2 <= 0 or y2 <= 0:
+        return f', outside its picture of {width} x {height} pixels'
 
-# %% ../nbs/00_pascal_data.ipynb #502bb4bd
+# %% ../nbs/00_pascal_data.ipynb #13e98977
 def check_boxes(
     boxes, # (n, 4) x1, y1, x2, y2
     width, # Of the picture, pixels
     height, # Of the picture, pixels
     where, # What to name in the error: the file
 ) -> np.ndarray: # (n, 4) float32, clipped to the picture
-    "Boxes as an array; `ValueError` if one has no area or lies more than a pixel outside the picture"
+    "Boxes as an array; `ValueError` if one has no area in the picture or sticks out by more than a pixel, or if the picture has no area"
+    if not (width > 0 and height > 0): raise ValueError(f'{where}: a picture of {width} x {height} pixels; expected sides above 0')
     b = np.asarray(boxes, dtype=np.float32).reshape(-1, 4)
     for i, box in enumerate(b.tolist()):
         shown = 'x1={:g}, y1={:g}, x2={:g}, y2={:g}'.format(*box)
@@ -237,13 +249,13 @@ def _parse_xml(file):
     except ET.ParseError as e: raise ValueError(f'{file}: malformed XML ({e})') from e
     except FileNotFoundError: raise FileNotFoundError(f'{file}: annotation file is missing') from None
 
-# %% ../nbs/00_pascal_data.ipynb #e15c31ca
+# %% ../nbs/00_pascal_data.ipynb #9b9cf74e
 def _field(node, tag, where, kind=str):
     "The text of `tag` under `node`, as a `kind`"
     text = node.findtext(tag)
     if text is None: raise ValueError(f'{where}: <{node.tag}> has no <{tag.split("/")[-1]}>')
     try: return kind(text.strip())
-    except ValueError: raise ValueError(f'{where}: <{tag}> holds {text!r}; expected a number') from None
+    except ValueError: raise ValueError(f'{where}: <{tag}> holds {text!r}; expected a {"whole " if kind is int else ""}number') from None
 
 # %% ../nbs/00_pascal_data.ipynb #ce5d6037
 def _voc_box(obj, where):
@@ -261,7 +273,13 @@ def _is_difficult(obj):
     "Is an `<object>` marked difficult? A file that says nothing means no"
     return (obj.findtext('difficult') or '0').strip() == '1'
 
-# %% ../nbs/00_pascal_data.ipynb #29d233c1
+# %% ../nbs/00_pascal_data.ipynb #e1088eeb
+def _picture(folder, stem):
+    "The file of the picture `stem` in `folder`, of whatever kind it is; VOC's `.jpg` if there is none"
+    files = [folder/f'{stem}.{o}' for kind in ('jpg', 'jpeg', 'png', 'bmp', 'webp') for o in (kind, kind.upper())]
+    return next((f for f in files if f.exists()), files[0])
+
+# %% ../nbs/00_pascal_data.ipynb #c180a10b
 def read_voc_xml(
     file, # A VOC annotation file
     classes, # Class names; a label is an index into them
@@ -274,24 +292,24 @@ def read_voc_xml(
     voc = np.array([_voc_box(o, file) for o in objs]).reshape(-1, 4)
     labels = [_label(_field(o, 'name', file), classes, file) for o in objs]
     difficult = np.array([_is_difficult(o) for o in objs], bool)
-    jpg = Path(images or file.parent.parent/'JPEGImages')/f'{file.stem}.jpg'
-    id = int(file.stem) if file.stem.isdigit() else 0
+    picture = _picture(Path(images or file.parent.parent/'JPEGImages'), file.stem)
+    id = int(file.stem) if file.stem.isdecimal() else 0
     boxes = check_boxes(voc_to_xyxy(voc).numpy(), w, h, file)
-    return Record(jpg, id, w, h, boxes, np.array(labels, np.int64), difficult, root.findtext('source/group') or '')
+    return Record(picture, id, w, h, boxes, np.array(labels, np.int64), difficult, root.findtext('source/group') or '')
 
-# %% ../nbs/00_pascal_data.ipynb #3d4a9b88
+# %% ../nbs/00_pascal_data.ipynb #0a9b9516
 def _split_stems(root, split):
     "The names of the pictures of a split"
     sets = root/'ImageSets/Main'
     file = sets/f'{split}.txt'
     if not file.exists():
         raise FileNotFoundError(f"{file}: no such split; found {sorted(o.stem for o in sets.glob('*.txt') if '_' not in o.stem)}")
-    return [l.split()[0] for l in file.read_text().splitlines() if l.strip()]
+    return [l.split()[0] for l in file.read_text(encoding='utf-8').splitlines() if l.strip()]
 
-# %% ../nbs/00_pascal_data.ipynb #a52b15fb
+# %% ../nbs/00_pascal_data.ipynb #e282672f
 def _gone(root, stems, split, missing):
     "Those of `stems` whose picture is missing"
-    gone = [s for s in stems if not (root/f'JPEGImages/{s}.jpg').exists()]
+    gone = [s for s in stems if not _picture(root/'JPEGImages', s).exists()]
     if gone and missing == 'error':
         raise FileNotFoundError(f"{root/'JPEGImages'/gone[0]}.jpg: listed in {split}.txt and missing ({len(gone)} in all); "
                                 "missing='skip' drops such pictures")
@@ -303,34 +321,52 @@ def _voc_classes(root):
     objs = (o for f in sorted((root/'Annotations').glob('*.xml')) for o in _parse_xml(f).findall('object'))
     return sorted({o.findtext('name').strip() for o in objs if o.findtext('name')})
 
-# %% ../nbs/00_pascal_data.ipynb #894c4ac2
+# %% ../nbs/00_pascal_data.ipynb #e9de466f
 def _load_voc(root, split, classes, missing):
     stems = _split_stems(root, split)
     gone = _gone(root, stems, split, missing)
     classes = list(classes or _voc_classes(root))
-    there = [s for s in stems if s not in set(gone)]
+    lost = set(gone)
+    there = [s for s in stems if s not in lost]
     return Annotations([read_voc_xml(root/f'Annotations/{s}.xml', classes) for s in there], classes, gone)
 
-# %% ../nbs/00_pascal_data.ipynb #c6ada9e1
+# %% ../nbs/00_pascal_data.ipynb #ede2029f
 def _read_json(file):
     "The dictionary of a COCO file"
-    try: d = json.loads(file.read_text())
+    try: d = json.loads(file.read_text(encoding='utf-8'))
     except ValueError as e: raise ValueError(f'{file}: malformed JSON ({e})') from e # or no text at all
     for k in ('images', 'annotations', 'categories'):
-        if k not in d: raise ValueError(f'{file}: no {k!r}; a COCO file has images, annotations and categories')
+        if not isinstance(d, dict) or k not in d: raise ValueError(f'{file}: no {k!r}; a COCO file has images, annotations and categories')
     return d
 
-# %% ../nbs/00_pascal_data.ipynb #d7235f10
-def _check_entries(d, file):
-    "Refuse a COCO file with an entry that lacks what we need, or with two images of one id"
-    needs = dict(images=('id', 'file_name', 'width', 'height'), categories=('id', 'name'), annotations=('image_id', 'category_id', 'bbox'))
-    for kind, keys in needs.items():
-        for o in d[kind]:
-            if lost := [k for k in keys if k not in o]: raise ValueError(f"{file}: {lost[0]!r} is missing in {kind}, id {o.get('id')}")
+# %% ../nbs/00_pascal_data.ipynb #6d47918c
+_json_types = {'a number': (int, float), 'a text': str, 'a number or a text': (int, float, str), 'anything': object}
+
+def _check_entry(o, keys, file, kind):
+    "Refuse an entry of a COCO file that lacks one of `keys`, or has something else than its type there"
+    for k, t in keys.items():
+        if k not in o: raise ValueError(f"{file}: {k!r} is missing in {kind}, id {o.get('id')}")
+        if not isinstance(o[k], _json_types[t]): raise ValueError(f"{file}: {k!r} is {o[k]!r} in {kind}, id {o.get('id')}; expected {t}")
+
+# %% ../nbs/00_pascal_data.ipynb #977c9ba6
+def _check_ids(entries, name, file):
+    "Refuse two entries with the same id, which are then told by their `name`"
     seen = {}
-    for o in d['images']:
-        if o['id'] in seen: raise ValueError(f"{file}: {seen[o['id']]} and {o['file_name']} have the same id, {o['id']}")
-        seen[o['id']] = o['file_name']
+    for o in entries:
+        if o['id'] in seen: raise ValueError(f"{file}: {seen[o['id']]} and {o[name]} have the same id, {o['id']}")
+        seen[o['id']] = o[name]
+
+# %% ../nbs/00_pascal_data.ipynb #3634963c
+def _check_entries(d, file):
+    "Refuse a COCO file with an entry that lacks what we need or has something else in its place, or with two of one id"
+    plain = 'a number or a text'
+    needs = dict(images=dict(id=plain, file_name='a text', width='a number', height='a number'), categories=dict(id=plain, name=plain),
+                 annotations=dict(image_id=plain, category_id=plain, bbox='anything'))
+    for kind, keys in needs.items():
+        if not isinstance(d[kind], list) or not all(isinstance(o, dict) for o in d[kind]): raise ValueError(f'{file}: {kind} is no list of objects')
+        for o in d[kind]: _check_entry(o, keys, file, kind)
+    _check_ids(d['images'], 'file_name', file)
+    _check_ids(d['categories'], 'name', file)
 
 # %% ../nbs/00_pascal_data.ipynb #0816859f
 def _by_image(d, file):
@@ -362,10 +398,17 @@ def _coco_record(im, objs, names, classes, folder, file):
     difficult = [bool(a.get('ignore') or a.get('iscrowd')) for a in objs]
     return Record(folder/im['file_name'], im['id'], w, h, boxes, np.array(labels, np.int64), np.array(difficult, bool))
 
-# %% ../nbs/00_pascal_data.ipynb #29b15dec
+# %% ../nbs/00_pascal_data.ipynb #36272b97
+def _holder(folders, images):
+    "The first of `folders` with a picture of `images` in it; the first that is there, if none has any; a single folder as it is"
+    if not isinstance(folders, list): return Path(folders)
+    there = [f for f in folders if f.is_dir()]
+    return next((f for f in there if any((f/o['file_name']).exists() for o in images)), there[0])
+
+# %% ../nbs/00_pascal_data.ipynb #24b2af44
 def read_coco(
     file, # A COCO `.json`
-    images=None, # The folder of the pictures; by default `images` beside the file, else the file's own folder
+    images=None, # The folder of the pictures, or some to look in; by default `images` beside the file, and the file's own folder
     classes=None, # Class names, if they are to be in another order than in the file
 ) -> Annotations:
     "The records of a COCO file; `ValueError` naming the file and the entry for what does not fit together"
@@ -373,8 +416,8 @@ def read_coco(
     d = _read_json(file)
     objs = _by_image(d, file)
     names = {o['id']: o['name'] for o in d['categories']}
-    classes = list(classes or [names[k] for k in sorted(names)])
-    folder = Path(images) if images else file.parent/'images' if (file.parent/'images').is_dir() else file.parent
+    classes = list(classes or dict.fromkeys(names[k] for k in sorted(names))) # two ids of one name are one class
+    folder = _holder(images or [file.parent/'images', file.parent], d['images'])
     return Annotations([_coco_record(o, objs[o['id']], names, classes, folder, file) for o in d['images']], classes, [])
 
 # %% ../nbs/00_pascal_data.ipynb #382867a5
@@ -388,29 +431,31 @@ def _coco_file(path, split):
         if f.exists(): return f, False
     raise FileNotFoundError(f"{path}: neither a VOC devkit (ImageSets/Main) nor a COCO folder ({split}.json or annotations.json)")
 
-# %% ../nbs/00_pascal_data.ipynb #64ef961d
+# %% ../nbs/00_pascal_data.ipynb #8b344120
 def _coco_images(path, split):
-    "The folder of the pictures of a split"
-    found = [f for f in (path/'images', path/split, *sorted(path.glob(f'{split}20*'))) if f.is_dir()]
-    return found[0] if found else path
+    "The folders that may hold the pictures of a split"
+    return [path/'images', path/'images'/split, path/split, *sorted(path.glob(f'{split}20*')), path]
 
-# %% ../nbs/00_pascal_data.ipynb #d5e85499
+# %% ../nbs/00_pascal_data.ipynb #069b6711
 def _places(n, split):
-    "The places of a split's pictures among `n`, in order: a fifth is `val`, the rest `train`, any other name means all"
+    "The places of a split's pictures among `n`, in order: a fifth is `val`, the rest `train`, and `trainval` all"
     order = np.random.default_rng(42).permutation(n)
-    return sorted(dict(train=order[n//5:], val=order[:n//5]).get(split, order))
+    return sorted(dict(train=order[n//5:], val=order[:n//5], trainval=order)[split])
 
-# %% ../nbs/00_pascal_data.ipynb #449bfb87
+# %% ../nbs/00_pascal_data.ipynb #48a44fc8
 def _drop_missing(a, missing):
     "`Annotations` without the pictures that are not there"
     gone = [r for r in a.records if not r.file.exists()]
     if gone and missing == 'error':
         raise FileNotFoundError(f"{gone[0].file}: listed and missing ({len(gone)} in all); missing='skip' drops such pictures")
-    return Annotations([r for r in a.records if r.file.exists()], a.classes, [r.file.stem for r in gone])
+    lost = {r.file for r in gone}
+    return Annotations([r for r in a.records if r.file not in lost], a.classes, [r.file.stem for r in gone])
 
-# %% ../nbs/00_pascal_data.ipynb #a66b6ffd
+# %% ../nbs/00_pascal_data.ipynb #7904fd4d
 def _load_coco(path, split, classes, missing):
     file, own = _coco_file(path, split)
+    if not own and split not in ('train', 'val', 'trainval'):
+        raise ValueError(f"{file}: no split {split!r}; a single file for all pictures has 'train', 'val' and 'trainval'")
     a = read_coco(file, None if path.is_file() else _coco_images(path, split), classes)
     if not own: a = Annotations([a[i] for i in _places(len(a), split)], a.classes, [])
     return _drop_missing(a, missing)
@@ -447,11 +492,11 @@ def _coco_object(box, label, difficult):
     return dict(category_id=label+1, bbox=[x1, y1, x2-x1, y2-y1], area=(x2-x1)*(y2-y1),
                 segmentation=[[x1, y1, x1, y2, x2, y2, x2, y1]], iscrowd=0, ignore=int(difficult))
 
-# %% ../nbs/00_pascal_data.ipynb #06b820aa
+# %% ../nbs/00_pascal_data.ipynb #acaa23ef
 def to_coco(
     annotations, # `Annotations`
 ) -> dict: # With the lists `images`, `annotations` and `categories`
-    "Annotations as a COCO dictionary; a difficult object has `ignore` 1; category ids are label + 1"
+    "Annotations as a COCO dictionary; a difficult object has `ignore` 1; category ids are label + 1; file names are bare, without folders"
     images, objs = [], []
     unique = len({r.id for r in annotations.records}) == len(annotations)
     for i, r in enumerate(annotations.records):
@@ -473,21 +518,23 @@ def largest_object(
     i = keep[((b[:, 2] - b[:, 0])*(b[:, 3] - b[:, 1])).argmax()]
     return r.boxes[i], int(r.labels[i])
 
-# %% ../nbs/00_pascal_data.ipynb #8dc4756a
+# %% ../nbs/00_pascal_data.ipynb #aa600815
 def _read_image(file):
-    "A picture file in RGB, whole"
+    "A picture file in RGB, whole: as it is stored, and as it is to be seen"
     try:
-        with Image.open(file) as im: return im.convert('RGB')
+        with Image.open(file) as im: mode, rgb = im.mode, im.convert('RGB')
+        turned = ImageOps.exif_transpose(rgb)
     except FileNotFoundError: raise FileNotFoundError(f'{file}: picture is missing') from None
-    except (OSError, SyntaxError) as e: raise ValueError(f'{file}: picture cannot be read ({e})') from e
+    except Exception as e: raise ValueError(f'{file}: picture cannot be read ({e})') from e # of many types: PIL's reader of each format has its own
+    if mode[0] in 'IF': raise ValueError(f'{file}: a picture of mode {mode}; expected 8 bits a channel: scale its values to 0 to 255 first')
+    return rgb, turned
 
-# %% ../nbs/00_pascal_data.ipynb #9b7cacf8
+# %% ../nbs/00_pascal_data.ipynb #2592e66b
 def open_image(
     r, # A `Record`
 ) -> tv_tensors.Image: # (3, h, w) uint8
-    "The picture of a record; `ValueError` naming the file if it is truncated or not of the size that the annotation says"
-    im = _read_image(r.file)
-    turned = ImageOps.exif_transpose(im)
+    "The picture of a record; `ValueError` naming the file if it is cut off, of more than 8 bits a channel, or not of the size that the annotation says"
+    im, turned = _read_image(r.file)
     if turned.size == (r.width, r.height): im = turned
     if im.size != (r.width, r.height):
         raise ValueError(f'{r.file}: picture is {im.width} x {im.height} pixels; its annotation says {r.width} x {r.height}')
@@ -552,10 +599,10 @@ def unpad(
     keep = labels >= 0
     return boxes[keep], labels[keep]
 
-# %% ../nbs/00_pascal_data.ipynb #f130331c
+# %% ../nbs/00_pascal_data.ipynb #c8293c9d
 class DataLoaders(NamedTuple):
     "A training and a validation loader"
-    train: DataLoader # Shuffled, last short batch dropped
+    train: DataLoader # Shuffled; a short last batch is dropped, unless it is the only one
     valid: DataLoader # In order
 
 # %% ../nbs/00_pascal_data.ipynb #199e18ac
@@ -563,18 +610,20 @@ def _dataset(o, tfms):
     "`Annotations` as a data set with transforms; a data set stays as it is"
     return DetectionDataset(o, tfms) if isinstance(o, Annotations) else o
 
-# %% ../nbs/00_pascal_data.ipynb #fc1bf4ac
+# %% ../nbs/00_pascal_data.ipynb #ed91b315
 def dataloaders(
-    trn, # Training `Annotations`, or any data set
-    val, # Validation `Annotations`, or any data set
-    size, # Side of the square in pixels
+    trn, # Training `Annotations`, or any data set, which stays as it is
+    val, # Validation `Annotations`, or any data set, which stays as it is
+    size, # Side of the square in pixels, of `Annotations`
     bs=32, # Pictures per batch
     tfms=None, # Transforms of the training pictures; `squash(size)` by default, which the validation pictures always get
     collate=pad_batch, # Makes a batch of a list of items
-    workers=None, # Loading processes; two by default where there are two cores
+    workers=None, # Loading processes; by default one fewer than there are cores, two at most
     seed=42, # Of the shuffling, and of the transforms in loading processes; with `workers=0` these draw from torch's own generator
 ) -> DataLoaders:
-    "Loaders over `trn` and `val` whose pictures are squares of `size`; the same seed gives the same batches; `ValueError` for a set without pictures"
+    """Loaders over `trn` and `val` whose pictures are squares of `size`; the same seed gives the same batches.
+    `ValueError` for a set without pictures, or for `tfms` where the pictures are a data set"""
+    if tfms and not isinstance(trn, Annotations): raise ValueError(f'tfms are for Annotations; give {type(trn).__name__} its own')
     for name, o in dict(training=trn, validation=val).items():
         if not len(o): raise ValueError(f'no {name} pictures: the split is empty, or all its pictures were skipped')
     if workers is None: workers = min(2, (os.cpu_count() or 1) - 1)

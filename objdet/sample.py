@@ -9,7 +9,7 @@ __all__ = ['sample_symbols', 'sample_classes', 'super_categories', 'sample_seed'
            'part_folder', 'make_sample', 'cache_dir', 'sample_path', 'set_statistics', 'symbol_picture', 'symbol_batch',
            'ResidualBlock', 'SymbolBody', 'SymbolClassifier', 'symbol_body', 'symbol_classifier', 'save_symbol_weights']
 
-# %% ../nbs/92_sample.ipynb #059e42cc
+# %% ../nbs/92_sample.ipynb #72f7b0af
 import json, math, os, shutil, subprocess, sys, tempfile, time
 import xml.etree.ElementTree as ET
 from contextlib import contextmanager
@@ -21,6 +21,7 @@ import matplotlib, numpy as np, torch
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 from torch import nn
 from tqdm import tqdm
+from .learner import read_weights, write_whole
 
 # %% ../nbs/92_sample.ipynb #82a33a4b
 sample_symbols = dict(
@@ -640,13 +641,11 @@ class SymbolClassifier(nn.Sequential):
         n_classes, # how many scores
     ): super().__init__(body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.1), nn.Linear(body.channels, n_classes))
 
-# %% ../nbs/92_sample.ipynb #72311f2d
+# %% ../nbs/92_sample.ipynb #9c2313dc
 def _read_weights(file):
     "The dict in a weights file, float32; `FileNotFoundError` or `ValueError` name the file"
     file = Path(str(files('objdet')/'weights'/'symbols.pt')) if str(file) == 'DEFAULT' else Path(file)
-    if not file.is_file(): raise FileNotFoundError(f'no weights file at {file}')
-    try: found = torch.load(file, map_location='cpu', weights_only=True)
-    except Exception as e: raise ValueError(f'{file} is no weights file that torch can read: {str(e)[:200]}') from e
+    found = read_weights(file)
     if not isinstance(found, dict) or not {'body', 'head'} <= set(found):
         raise ValueError(f'{file} holds no SymbolBody: expected a dict with the keys body and head')
     return file, {k: {n: t.float() if t.is_floating_point() else t for n, t in found[k].items()} for k in ('body', 'head')}
@@ -678,15 +677,11 @@ def symbol_classifier(
     _load_into(model[-1], found['head'], file)
     return model.eval()
 
-# %% ../nbs/92_sample.ipynb #b120e530
+# %% ../nbs/92_sample.ipynb #45e1424c
 def save_symbol_weights(
     model, # a `SymbolClassifier`
     file,  # where to
 ):
     "Write body and classifier in half precision, whole or not at all"
     half = lambda m: {k: t.detach().cpu().half() if t.is_floating_point() else t.cpu() for k, t in m.state_dict().items()}
-    file = Path(file)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    tmp = file.with_name(f'.{file.name}-{os.getpid()}')
-    torch.save(dict(body=half(model[0]), head=half(model[-1])), tmp)
-    os.replace(tmp, file)
+    write_whole(dict(body=half(model[0]), head=half(model[-1])), file)

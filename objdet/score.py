@@ -6,22 +6,26 @@
 __all__ = ['coco_ious', 'coco_areas', 'average_precision', 'MeanAP', 'mean_ap', 'recall_at', 'Matches', 'matches', 'CocoAP',
            'coco_ap', 'coco_results', 'write_coco_results', 'read_coco_results']
 
-# %% ../nbs/93_score.ipynb #41dbca2f
-import json, os
+# %% ../nbs/93_score.ipynb #92ede450
+import json
 import numpy as np, torch
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
+from .learner import whole_file
 
 # %% ../nbs/93_score.ipynb #a0035aab
 _recalls = {'11point': np.arange(11) / 10,
             '101point': np.linspace(0, 1, 101)} # not arange(101) / 100: pycocotools rounds this way
 
-# %% ../nbs/93_score.ipynb #d4625c76
+# %% ../nbs/93_score.ipynb #a16b9258
 def _check_method(method):
     "Raise ValueError for an unknown formula"
     known = (*_recalls, 'area')
     if method not in known: raise ValueError(f'method {method!r}, expected one of {known}')
+
+def _check_iou(iou):
+    if not 0 < iou <= 1: raise ValueError(f'iou {iou}, expected above 0 and up to 1')
 
 # %% ../nbs/93_score.ipynb #d0915da4
 def average_precision(
@@ -106,9 +110,10 @@ def _picture(d, keys, where):
         if v.shape != want: raise ValueError(f'{where}: {k} of shape {tuple(v.shape)}, expected {want}')
     return x
 
-# %% ../nbs/93_score.ipynb #2de7b3c1
+# %% ../nbs/93_score.ipynb #33186bdd
 def _table(items, keys, name):
     "The dicts of all pictures as one dict of arrays, with the number of its picture beside each row"
+    if not len(items): raise ValueError('no pictures to score')
     rows = [_picture(d, keys, f'{name}[{i}]') for i, d in enumerate(items)]
     table, counts = {k: torch.cat([r[k] for r in rows]).numpy() for k in keys}, [len(r['boxes']) for r in rows]
     place = np.concatenate([np.arange(n) for n in counts])
@@ -144,11 +149,10 @@ def _read_targets(targets):
     _refuse(swapped, objs, 'targets', 'boxes', 'corners swapped, expected x1, y1, x2, y2')
     return objs
 
-# %% ../nbs/93_score.ipynb #a0143370
+# %% ../nbs/93_score.ipynb #4bf8ad85
 def _read(preds, targets, n_classes=None):
     "Tables of detections and objects, with a `group` for each class in each picture; and the number of classes"
     if len(preds) != len(targets): raise ValueError(f'{len(preds)} predictions for {len(targets)} pictures')
-    if len(preds) == 0: raise ValueError('no pictures to score')
     dets, objs = _read_preds(preds), _read_targets(targets)
     most = max(dets['labels'].max(initial=-1), objs['labels'].max(initial=-1)) + 1
     n = int(most if n_classes is None else n_classes)
@@ -294,7 +298,7 @@ def _curve(hit, n, method):
     precision = found / np.arange(1, len(hit) + 1)
     return recall, precision, average_precision(recall, precision, method) if n else np.nan
 
-# %% ../nbs/93_score.ipynb #a04eb5d1
+# %% ../nbs/93_score.ipynb #be9a6bc1
 def mean_ap(
     preds, # one dict a picture: boxes (n, 4) xyxy, scores (n,), labels (n,) in 0 … c-1; tensors, arrays or lists
     targets, # one dict a picture, in the same order: boxes (m, 4), labels (m,) and, optional, difficult (m,) bool
@@ -307,7 +311,7 @@ def mean_ap(
     """Mean average precision. Raises ValueError or TypeError for input that does not fit, with the picture's number.
     VOC devkit, `VOCevaldet.m`; Everingham et al. 2010, section 4.2; COCO: pycocotools' `COCOeval`."""
     _check_method(method)
-    if not 0 < iou <= 1: raise ValueError(f'iou {iou}, expected above 0 and up to 1')
+    _check_iou(iou)
     dets, objs, n = _read(preds, targets, n_classes)
     return _score(_rank(dets, max_dets), _by_group(objs), n, iou, method, area)
 
@@ -329,7 +333,7 @@ def _score(dets, objs, n, iou, method, area=None, pairs=None):
     ap = np.array(ap, dtype=float)
     return MeanAP(_mean(ap), ap, list(recall), list(precision), scores, n_positives, n_dets, iou, method)
 
-# %% ../nbs/93_score.ipynb #7b42c3ef
+# %% ../nbs/93_score.ipynb #7d1b2f5a
 def recall_at(
     preds, # as for `mean_ap`
     targets, # as for `mean_ap`
@@ -337,7 +341,7 @@ def recall_at(
 ): # share of objects found, 0..1; nan where there are none
     """Share of the objects, difficult ones left out, that any detection of their class overlaps by `iou`.
     Raises as `mean_ap` does."""
-    if not 0 < iou <= 1: raise ValueError(f'iou {iou}, expected above 0 and up to 1')
+    _check_iou(iou)
     dets, objs, _ = _read(preds, targets)
     objs = _by_group(objs)
     found = np.zeros(len(objs['labels']), dtype=bool)
@@ -354,7 +358,7 @@ class Matches(NamedTuple):
     object: np.ndarray # (n,) place of the object that it hit in its picture's objects; -1 for a miss
     struck: np.ndarray # (n,) neither hit nor miss, for it fell on a difficult object
 
-# %% ../nbs/93_score.ipynb #56b541cf
+# %% ../nbs/93_score.ipynb #b1179566
 def matches(
     preds, # as for `mean_ap`
     targets, # as for `mean_ap`
@@ -364,7 +368,7 @@ def matches(
 ): # Matches
     "Which object each detection hits, by the rules of `mean_ap`. Raises as `mean_ap` does."
     _check_method(method)
-    if not 0 < iou <= 1: raise ValueError(f'iou {iou}, expected above 0 and up to 1')
+    _check_iou(iou)
     dets, objs, _ = _read(preds, targets, n_classes)
     dets, objs = _rank(dets), _by_group(objs)
     hit, struck = _match(dets, objs, iou, method)
@@ -433,16 +437,7 @@ def _own_pixels(pred, record, size):
     scale = torch.tensor([record.width / size, record.height / size] * 2, dtype=torch.float64)
     return dict(pred, boxes=torch.as_tensor(pred['boxes']).detach().cpu().double().reshape(-1, 4) * scale)
 
-# %% ../nbs/93_score.ipynb #d1fabfac
-def _write_text(path, text):
-    "A text file, whole or not at all"
-    tmp = path.with_name(f'{path.name}.{os.getpid()}.tmp')
-    try:
-        tmp.write_text(text)
-        os.replace(tmp, path)
-    finally: tmp.unlink(missing_ok=True)
-
-# %% ../nbs/93_score.ipynb #58653453
+# %% ../nbs/93_score.ipynb #b46744dd
 def write_coco_results(
     preds, # as for `mean_ap`
     annotations, # `Annotations` of the same pictures, in the same order
@@ -455,7 +450,7 @@ def write_coco_results(
     rows = coco_results(preds, _image_ids(annotations))
     most = max((r['category_id'] for r in rows), default=0)
     if most > n: raise ValueError(f'label {most - 1}, expected 0 to {n - 1}; leave padding and background out')
-    _write_text(path, json.dumps(rows))
+    with whole_file(path) as f: f.write(json.dumps(rows).encode())
     return path
 
 # %% ../nbs/93_score.ipynb #bf6b09af
@@ -471,10 +466,10 @@ def _entry(o, places, n_classes):
     if not np.isfinite(numbers).all() or min(w, h) < 0: raise ValueError(f"bbox {o['bbox']}, score {s}, expected finite numbers and no negative size")
     return places[i], [x, y, x + w, y + h], s, c - 1
 
-# %% ../nbs/93_score.ipynb #8476623c
+# %% ../nbs/93_score.ipynb #cc713e70
 def _read_list(path):
     "The list of a JSON file"
-    try: rows = json.loads(Path(path).read_text())
+    try: rows = json.loads(Path(path).read_text(encoding='utf-8'))
     except ValueError as e: raise ValueError(f'{path}: malformed JSON ({e})') from e
     if not isinstance(rows, list): raise ValueError(f'{path}: holds a {type(rows).__name__}, expected the list of a COCO result file')
     return rows

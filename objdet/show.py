@@ -162,7 +162,7 @@ def _per_box(x, n, name):
     if len(a) != n: raise ValueError(f'{len(a)} {name} for {n} boxes')
     return a
 
-# %% ../nbs/90_show.ipynb #4090bc41
+# %% ../nbs/90_show.ipynb #102eca50
 def _drawn(labels, scores, n, classes, thresh):
     "Indices of the boxes to draw: real objects that score at least `thresh`"
     keep = np.ones(n, dtype=bool)
@@ -170,7 +170,8 @@ def _drawn(labels, scores, n, classes, thresh):
     if labels is not None:
         last = len(classes) if classes is not None else np.inf
         wrong = labels[(labels < -1) | (labels > last)]
-        if len(wrong): raise ValueError(f'label {wrong[0]}, expected -1 (padding), a class, or {last} (background)')
+        or_background = '' if classes is None else f', or {last} (background)'
+        if len(wrong): raise ValueError(f'label {wrong[0]}, expected -1 (padding), a class{or_background}')
         keep &= (labels >= 0) & (labels < last)
     return np.flatnonzero(keep)
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SingleObjectDataset', 'single_batch', 'single_dataloaders', 'Body', 'create_body', 'Layer', 'layer_shapes',
-           'run_body', 'accuracy', 'custom_head', 'scaled_sigmoid', 'sigmoid_box', 'single_losses', 'SingleLoss',
-           'cell_boxes', 'CellHead', 'EitherSide', 'Telemetry']
+           'ask_body', 'run_body', 'accuracy', 'custom_head', 'scaled_sigmoid', 'sigmoid_box', 'single_losses',
+           'SingleLoss', 'cell_boxes', 'CellHead', 'EitherSide', 'Telemetry']
 
 # %% ../nbs/02_single_obj.ipynb #d18bd374
 import os
@@ -165,7 +165,21 @@ def layer_shapes(
         for m, mode in modes.items(): m.training = mode
     return rows
 
-# %% ../nbs/02_single_obj.ipynb #84bac993
+# %% ../nbs/02_single_obj.ipynb #509537e2
+@torch.no_grad()
+def ask_body(
+    body, # Frozen layers, normalized pictures to grids
+    ds, # A data set with pictures of one size
+    collate, # Makes `x, (boxes, labels)` of a list of its items
+    bs=64, # Pictures per batch
+    dtype=torch.float32, # To keep the activations in
+) -> list: # (activations, boxes, labels) of each batch, on the CPU
+    "Run every picture once through frozen layers, on the device where they are"
+    device = next((p.device for p in body.eval().parameters()), 'cpu')
+    dl = DataLoader(ds, bs, collate_fn=collate, num_workers=min(2, (os.cpu_count() or 1) - 1))
+    return [(body(x.to(device).contiguous(memory_format=torch.channels_last)).contiguous().to('cpu', dtype), *y) for x, y in dl]
+
+# %% ../nbs/02_single_obj.ipynb #988d89fa
 def run_body(
     body, # A `Body`
     ds, # A `SingleObjectDataset` with pictures of one size
@@ -173,10 +187,7 @@ def run_body(
     dtype=torch.float32, # To keep the activations in; half precision takes half the memory
 ) -> StackDataset: # `[i]` is activations (channels, rows, columns), (box (4,), label ())
     "Ask the frozen body once about every picture"
-    body.eval()
-    dl = DataLoader(ds, bs, collate_fn=single_batch, num_workers=min(2, (os.cpu_count() or 1) - 1))
-    with torch.no_grad(): outs = [(body(x.contiguous(memory_format=torch.channels_last)).contiguous().to(dtype), *y) for x, y in dl]
-    actns, boxes, labels = (torch.cat(o) for o in zip(*outs))
+    actns, boxes, labels = (torch.cat(o) for o in zip(*ask_body(body, ds, single_batch, bs, dtype)))
     return StackDataset(actns, StackDataset(boxes, labels))
 
 # %% ../nbs/02_single_obj.ipynb #cb484aa2
@@ -312,7 +323,13 @@ class EitherSide(Dataset):
         x, y = self.sides[torch.randint(2, ())][i]
         return x.float(), y
 
-# %% ../nbs/02_single_obj.ipynb #e5150da2
+# %% ../nbs/02_single_obj.ipynb #8407d8de
+def _by_step(kept):
+    "One tensor a module, a column per step"
+    if not all(kept): raise ValueError('no steps noted: run the modules in training mode, inside `with`')
+    return [torch.stack(o, 1) for o in kept]
+
+# %% ../nbs/02_single_obj.ipynb #2f23507b
 class Telemetry:
     "Mean, spread, histogram and silent units of outputs, in training mode; hooks stay only inside `with` (companion course, lesson 10)"
     def __init__(self,
@@ -334,12 +351,12 @@ class Telemetry:
     @property
     def hists(self): # -> list of (bins, steps), one per module
         "How many numbers fell into each bin, at each step: counts"
-        return [torch.stack(o, 1) for o in self._counts]
+        return _by_step(self._counts)
 
     @property
     def silent(self): # -> list of (units, steps) bool, one per module
         "Which units were zero for the whole batch, at each step"
-        return [torch.stack(o, 1) for o in self._silent]
+        return _by_step(self._silent)
 
 # %% ../nbs/02_single_obj.ipynb #06faf430
 @patch

@@ -7,8 +7,8 @@ __all__ = ['StdConv', 'flatten_conv', 'OutConv', 'SSDHead', 'actn_to_bb', 'bb_to
            'set_background_bias', 'corner_l1', 'SSDLoss', 'HardNegativeLoss', 'keep_activations', 'kept_loaders',
            'SSDMultiHead']
 
-# %% ../nbs/05_ssd_loss.ipynb #bf899473
-import os, torch
+# %% ../nbs/05_ssd_loss.ipynb #10ea9ee6
+import torch
 from fastcore.basics import patch
 from torch import nn
 from torch.nn import functional as F
@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, StackDataset
 from torchvision.transforms import v2
 from .anchors_matching import match_anchors
 from .pascal_data import DataLoaders, DetectionDataset, cxcywh_to_xyxy, pad_batch, squash, xyxy_to_cxcywh
-from .single_obj import EitherSide
+from .single_obj import EitherSide, ask_body
 
 # %% ../nbs/05_ssd_loss.ipynb #3dbc7b20
 class StdConv(nn.Module):
@@ -58,9 +58,9 @@ class OutConv(nn.Module):
     def forward(self, x): # (b, nin, h, w) -> classes (b, h·w·k, c+1), boxes (b, h·w·k, 4)
         return flatten_conv(self.clas(x), self.k), flatten_conv(self.bbox(x), self.k)
 
-# %% ../nbs/05_ssd_loss.ipynb #44dbe0ce
+# %% ../nbs/05_ssd_loss.ipynb #aae6d25a
 class SSDHead(nn.Module):
-    "A 7x7 grid to one guess for each cell of a 4x4 grid"
+    "A 7x7 grid to `k` guesses for each cell of a 4x4 grid"
     def __init__(self,
         nin, # Channels of the body
         n_classes, # c
@@ -252,8 +252,7 @@ class HardNegativeLoss(nn.Module):
         rank = hardest_first.argsort(-1)
         return each[pos | (rank < self.ratio*pos.sum(-1, keepdim=True))].sum()
 
-# %% ../nbs/05_ssd_loss.ipynb #4663d5a3
-@torch.no_grad()
+# %% ../nbs/05_ssd_loss.ipynb #ca43580e
 def keep_activations(
     body, # Frozen layers, normalized pictures to grids
     ds, # A `DetectionDataset` with pictures of one size
@@ -261,9 +260,7 @@ def keep_activations(
     dtype=torch.half, # To keep the activations in; half precision takes half the memory
 ) -> StackDataset: # `[i]` is activations (channels, rows, columns), (boxes (m, 4) in pixels of the square, labels (m,), -1 for padding)
     "Ask frozen layers once about every picture"
-    body.eval()
-    dl = DataLoader(ds, bs, collate_fn=pad_batch, num_workers=min(2, (os.cpu_count() or 1) - 1))
-    outs = [(body(x.contiguous(memory_format=torch.channels_last)).contiguous().to(dtype), *y) for x, y in dl]
+    outs = ask_body(body, ds, pad_batch, bs, dtype)
     m = max(labels.shape[1] for _, _, labels in outs)
     boxes = torch.cat([F.pad(o, (0, 0, 0, m - o.shape[1])) for _, o, _ in outs])
     labels = torch.cat([F.pad(o, (0, m - o.shape[1]), value=-1) for _, _, o in outs])

@@ -87,13 +87,25 @@ def _check_classes(trn, val):
         if len(r.labels) and not 0 <= r.labels.min() <= r.labels.max() < len(trn.classes):
             raise ValueError(f'{r.file}: labels {r.labels.tolist()}; expected 0 to {len(trn.classes) - 1}')
 
-# %% ../nbs/09_your_data.ipynb #865bea89
-def _check_numbers(epochs, size, bs, stride):
-    if epochs != int(epochs) or epochs < 1: raise ValueError(f'epochs is {epochs}; expected a whole number from 1 up')
-    if bs != int(bs) or bs < 2: raise ValueError(f'bs is {bs}; expected a whole number from 2 up')
-    if size != int(size) or size < stride or size % stride:
-        near = max(1, round(size/stride))*stride
-        raise ValueError(f'size is {size}; expected a multiple of {stride}, the stride of the body, such as {near}')
+# %% ../nbs/09_your_data.ipynb #f7ac3f51
+def _whole(name, v, least=None):
+    "`v` as an `int`; `ValueError` if it is none, or below `least`"
+    if isinstance(v, (int, np.integer)) and (least is None or v >= least): return int(v)
+    raise ValueError(f'{name} is {v!r}; expected a whole number' + ('' if least is None else f' from {least} up'))
+
+# %% ../nbs/09_your_data.ipynb #ed4b416b
+def _check_size(size, stride):
+    size = _whole('size', size)
+    if size >= stride and not size % stride: return size
+    near = max(1, round(size/stride))*stride
+    raise ValueError(f'size is {size}; expected a multiple of {stride}, the stride of the body, such as {near}')
+
+# %% ../nbs/09_your_data.ipynb #1350c411
+def _rates(lr):
+    "The two rates of `lr`, a number or two of them; `ValueError` for another kind, or what is not above 0"
+    rates = list(lr) if isinstance(lr, (list, tuple, np.ndarray)) else [lr]*2
+    if len(rates) == 2 and all(isinstance(o, (int, float, np.number)) and 0 < o < np.inf for o in rates): return [float(o) for o in rates]
+    raise ValueError(f'lr is {lr!r}; expected a rate above 0, or one for the late half of the body and one for the head')
 
 # %% ../nbs/09_your_data.ipynb #174a5548
 def _fingerprint(trn, body, *more):
@@ -113,10 +125,10 @@ def _check_checkpoint(file, mark):
         raise ValueError(f'{file}: a checkpoint of a training with other pictures, body or settings; remove it, or choose another file')
     return mark
 
-# %% ../nbs/09_your_data.ipynb #a2a8e66d
+# %% ../nbs/09_your_data.ipynb #2bd85ffa
 def _learner(det, body, trn, val, bs, seed, mark):
     "A `Learner` for the late half and the head, on kept activations of the early half"
-    early, late = body.groups()
+    early, late = body.to('cuda' if torch.cuda.is_available() else 'cpu').groups()
     model = nn.Sequential(late, det.head)
     model.register_buffer('mark', mark)
     dls = kept_loaders(early, trn, val, det.size, bs)
@@ -139,7 +151,7 @@ def _data_name(a):
     names = [o for o in a[0].file.parent.parts if o not in ('images', 'JPEGImages', 'train', 'val', '/')]
     return names[-1] if names else ''
 
-# %% ../nbs/09_your_data.ipynb #8be8c8a7
+# %% ../nbs/09_your_data.ipynb #d210abe5
 def train_detector(
     trn, # Training `Annotations`
     val, # Validation `Annotations`, with the same classes in the same order
@@ -150,22 +162,22 @@ def train_detector(
     checkpoint=None, # A file to write after each epoch; if it is there, the training goes on from it
     seed=42, # Of the head's first weights, the order of the pictures and their mirroring
     bs=32, # Pictures a batch
-    lr=(6e-3, 1e-2), # Highest rates of the late half and of the head
+    lr=(6e-3, 1e-2), # Highest rates of the late half and of the head; or one for both
 ) -> tuple: # the `Detector`, in evaluation mode, and the `Learner`, with history and losses
     "Lesson 06's finished detector on any data, the same for the same seed; `ValueError` or `TypeError` before any work for what cannot be"
     _check_pictures(trn, val)
     _check_classes(trn, val)
+    epochs, bs, seed, rates = _whole('epochs', epochs, 1), _whole('bs', bs, 2), _whole('seed', seed), _rates(lr)
     body = body if isinstance(body, Body) else create_body(body, weights)
-    size = 8*body.stride if size is None else size
-    _check_numbers(epochs, size, bs, body.stride)
+    size = _check_size(8*body.stride if size is None else size, body.stride)
     mark = _check_checkpoint(checkpoint, _fingerprint(trn, body, size, seed, bs))
-    det = _new_detector(trn, val, body, size, seed, epochs)
+    det = _new_detector(trn, val, body.to('cpu'), size, seed, epochs) # an earlier call may have left it elsewhere
     learn = _learner(det, body, trn, val, bs, seed, mark)
-    learn.fit_one_cycle(epochs, list(lr), checkpoint=checkpoint)
+    learn.fit_one_cycle(epochs, rates, checkpoint=checkpoint)
     det.plan['notes'].update(_score(det, learn, val))
     return det.to(learn.device, memory_format=torch.channels_last).eval(), learn
 
-# %% ../nbs/09_your_data.ipynb #b1770dd8
+# %% ../nbs/09_your_data.ipynb #0012c065
 def _new_detector(trn, val, body, size, seed, epochs):
     "Body and an untrained head, with anchors for the objects of `trn`"
     anchors, recall = _choose_anchors(_unit_boxes(trn), size, body.stride)
@@ -173,5 +185,5 @@ def _new_detector(trn, val, body, size, seed, epochs):
     set_seed(seed)
     head = SSDMultiHead(body.channels, len(trn.classes), **head_args)
     notes = dict(objdet=__version__, data=_data_name(trn), pictures=len(trn), validation=len(val))
-    notes |= dict(epochs=int(epochs), seed=seed, recall=round(recall, 4))
+    notes |= dict(epochs=epochs, seed=seed, recall=round(recall, 4))
     return Detector(body, head, [str(c) for c in trn.classes], anchors, size, head_args, notes=notes)

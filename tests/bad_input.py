@@ -157,8 +157,11 @@ def cut_annotation(folder): load_annotations(devkit(folder, '</annotation>', '')
 @data('an annotation without the size of its picture', ValueError, '000001.xml', 'no <width>')
 def no_size(folder): load_annotations(devkit(folder, '<width>40</width>', ''))
 
-@data('a picture of no width, as some tools write', ValueError, '000001.xml', 'object 1', box(0, 0, 10, 20), 'picture of 0 x 30')
+@data('a picture of no width, as some tools write', ValueError, '000001.xml', 'picture of 0 x 30', 'above 0')
 def zero_size(folder): load_annotations(devkit(folder, '<width>40</width>', '<width>0</width>'))
+
+@data('a size that is no whole number', ValueError, '000001.xml', "'40.0'", 'expected a whole number')
+def float_size(folder): load_annotations(devkit(folder, '<width>40</width>', '<width>40.0</width>'))
 
 @data('an object without a name', ValueError, '000001.xml', 'no <name>')
 def no_name(folder): load_annotations(devkit(folder, '<name>cat</name>', ''), classes=['cat', 'dog'])
@@ -181,6 +184,9 @@ def no_area(folder): load_annotations(devkit(folder, '<ymin>6</ymin>', '<ymin>31
 @data('a box outside the picture', ValueError, '000001.xml', 'object 2', box(4, 5, 400, 30), '40 x 30')
 def outside(folder): load_annotations(devkit(folder, '<xmax>40</xmax>', '<xmax>400</xmax>'))
 
+@data('a box of which nothing is in the picture', ValueError, '000001.xml', 'object 2', box(40, 5, 41, 30), '40 x 30')
+def beside(folder): load_annotations(devkit(folder, '<xmin>5</xmin><ymin>6</ymin><xmax>40</xmax>', '<xmin>41</xmin><ymin>6</ymin><xmax>41</xmax>'))
+
 @data('a class that is not among those asked for', ValueError, '000001.xml', "unknown class 'dog'", 'expected one of cat, cow')
 def unknown_class(folder): load_annotations(devkit(folder), classes=['cat', 'cow'])
 
@@ -192,6 +198,11 @@ def cut_picture(folder):
 @data('a text with the name of a picture', ValueError, '000001.jpg', 'cannot be read')
 def no_image(folder):
     (devkit(folder)/'JPEGImages/000001.jpg').write_text('not a picture')
+    DetectionDataset(load_annotations(folder))[0]
+
+@data('a picture of 16 bits, which would turn white', ValueError, '000001.jpg', 'mode I', 'expected 8 bits')
+def deep_picture(folder):
+    Image.fromarray(np.full((30, 40), 300, np.uint16)).save(devkit(folder)/'JPEGImages/000001.jpg', 'png')
     DetectionDataset(load_annotations(folder))[0]
 
 @data('a picture of another size than its annotation says', ValueError, '000001.jpg', '30 x 40', '40 x 30')
@@ -209,6 +220,20 @@ def binary_json(folder):
 
 @data('a COCO file without categories', ValueError, 'train.json', "no 'categories'", 'images, annotations and categories')
 def no_categories(folder): read_coco(coco(folder, rest=dict(categories=None)))
+
+@data('a list of names where objects are meant', ValueError, 'train.json', 'images is no list of objects')
+def coco_names(folder):
+    coco(folder).write_text(json.dumps(dict(images=['a.jpg'], annotations=[], categories=[])))
+    read_coco(folder/'train.json')
+
+@data('a text in the place of a number', ValueError, 'train.json', "'width' is '9' in images, id 1", 'expected a number')
+def coco_text(folder): read_coco(coco(folder, image=dict(width='9')))
+
+@data('two categories with one id', ValueError, 'train.json', 'cat and dog', 'same id, 1')
+def category_id_twice(folder): read_coco(coco(folder, rest=dict(categories=[dict(id=1, name=o) for o in ('cat', 'dog')])))
+
+@data('a split of a single COCO file that is mistyped', ValueError, 'train.json', "no split 'vla'", "'train', 'val' and 'trainval'")
+def coco_split(folder): load_annotations(coco(folder), 'vla')
 
 @data('a category id that nothing explains', ValueError, 'train.json', 'annotation 5', 'category 3')
 def unknown_category(folder): read_coco(coco(folder, annotation=dict(category_id=3)))
@@ -256,7 +281,10 @@ def no_archive(folder):
 def climbing_archive(folder): extract(archive(folder, member='../../climbed'), folder/'deep/out')
 
 @data('an archive of something else', FileNotFoundError, 'cache/voc', 'neither a VOC devkit')
-def other_archive(folder): load_annotations(unpacked(folder, archive(folder)))
+def other_archive(folder): load_annotations(extract(archive(folder), folder/'cache/voc')) # `get_data` adds a number that differs each time
+
+@data('an archive of a kind that is not read', ValueError, 'voc.zip', "a '.zip'", 'a .tar or a .tgz')
+def zip_archive(folder): get_data(archive(folder, 'voc.zip'))
 
 
 # anchors
@@ -297,6 +325,11 @@ def no_validation_pictures(folder):
     l = learner()
     l.dls.valid = []
     l.fit_one_cycle(1, .01)
+
+@training('transforms for a data set that has its own', ValueError, 'tfms', 'DetectionDataset its own')
+def tfms_of_a_data_set(folder):
+    a = load_annotations(devkit(folder))
+    dataloaders(DetectionDataset(a), a, 64, tfms=squash(64), workers=0)
 
 @training('no picture has an object to train on', ValueError, 'none of 1 pictures', 'not difficult')
 def all_difficult(folder):

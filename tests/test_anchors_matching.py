@@ -1,11 +1,11 @@
 "Anchors, overlap and matching, against the lecture's printed example, torchvision and the readable loop"
 from itertools import combinations
-from pathlib import Path
-import pytest, torch, torchvision
+import numpy as np, pytest, torch, torchvision
 from hypothesis import given, settings, strategies as st
 from objdet.pascal_data import cxcywh_to_xyxy, load_annotations, read_voc_xml
 from objdet.anchors_matching import (anchor_recall, best_overlap, conv_size, create_anchors, default_grids, default_shapes, default_zooms,
     gradient_field, greedy_cover, jaccard, map_to_ground_truth, match_anchors, receptive_field, shape_lattice, sort_objects, suggest_anchors)
+from conftest import needs_voc, voc
 
 all_anchors = create_anchors(default_grids, default_zooms, default_shapes)[0]
 
@@ -178,9 +178,7 @@ def test_suggested_anchors_on_a_grid_that_is_not_square():
     assert args == (((2, 4),), (1.,), ((.5, 1.4),))
     assert anchor_recall(create_anchors(*args)[0], boxes, .99) == 1
 
-voc = Path(__file__).parents[2]/'shared/voc2007'
-
-@pytest.mark.skipif(not voc.exists(), reason='needs PASCAL VOC 2007 beside the repository')
+@needs_voc
 @pytest.mark.filterwarnings('ignore:train')
 def test_how_many_objects_lose_their_best_anchor_to_another_in_voc():
     "Known counts of objects, and of pictures, for the whole train split: what the lecture's matching overwrites"
@@ -195,3 +193,14 @@ def test_how_many_objects_lose_their_best_anchor_to_another_in_voc():
     assert counts == [(953, 511), (233, 190)]
     assert anchor_recall(all_anchors, torch.cat(units)) == pytest.approx(.444, abs=5e-4)
     assert anchor_recall(create_anchors(*suggest_anchors(torch.cat(units)))[0], torch.cat(units)) > .5
+
+@pytest.mark.parametrize('dtype', [torch.half, torch.bfloat16, torch.float32, torch.int64])
+def test_jaccard_in_every_precision(dtype):
+    "1e-12 is 0 in half precision, and 0/0 is nan"
+    boxes = torch.tensor([[0, 0, 0, 0], [1, 1, 3, 3], [2, 1, 4, 3]]).to(dtype)
+    torch.testing.assert_close(jaccard(boxes, boxes).float(), torch.tensor([[0, 0, 0], [0, 1, 1/3], [0, 1/3, 1]]), atol=1e-2, rtol=0)
+
+def test_grids_may_be_numpy_s_integers():
+    for a, b in zip(create_anchors([np.int64(4), (np.int64(2), np.int64(1))]), create_anchors([4, (2, 1)])):
+        assert a.dtype == torch.float32 and torch.equal(a, b)
+    with pytest.raises(TypeError): create_anchors([4.5])

@@ -5,7 +5,7 @@ from hypothesis import given, settings, strategies as st
 from torchvision import tv_tensors
 from torchvision.ops import box_iou
 from torchvision.transforms import v2
-from objdet.bbox_aug import CropNearObjects, RandomLighting, enclose, rotate_corners, ssd_tfms, tidy_boxes, train_tfms, valid_tfms
+from objdet.bbox_aug import CropNearObjects, RandomLighting, enclose, rotate_corners, ssd_tfms, tidy_boxes, train_tfms, turn_points, valid_tfms
 
 both = pytest.mark.parametrize('tfms', [train_tfms, ssd_tfms, valid_tfms])
 
@@ -134,6 +134,13 @@ def test_grown_box_matches_v2_and_pixels(degrees):
     torch.testing.assert_close(found(im), ours[0], atol=1., rtol=0)
     a = math.radians(abs(degrees))
     torch.testing.assert_close(ours[0, 2:] - ours[0, :2], torch.tensor([70*math.cos(a) + 30*math.sin(a), 70*math.sin(a) + 30*math.cos(a)]))
+
+def test_points_turn_in_any_precision_and_place():
+    "The matrix was float32 on the CPU, whatever the points were; made like whole numbers, it would be rounded to 0 and 1"
+    right = [math.cos(.1), -math.sin(.1)]
+    for dtype, eps in (torch.float64, 1e-14), (torch.float32, 1e-6), (torch.int64, 1e-6):
+        assert turn_points(torch.tensor([1, 0], dtype=dtype), math.degrees(.1)).tolist() == pytest.approx(right, abs=eps)
+    assert rotate_corners(torch.zeros(2, 4, device='meta'), 3, 9, 9).device.type == 'meta'
 
 def test_rotation_fraction_and_limit():
     "About half of the pictures are rotated, none by more than three degrees"

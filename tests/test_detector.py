@@ -144,10 +144,10 @@ def test_folder(det, tmp_path):
     for o in find_pictures(tmp_path): o.unlink()
     with pytest.raises(ValueError, match='found notes.txt, sub.jpg'): det.predict(str(tmp_path))
 
-@pytest.mark.parametrize('kw', [dict(thresh=30), dict(overlap=-1), dict(top_k=0), dict(bs=0), dict(thresh=float('nan'))], ids=str)
+@pytest.mark.parametrize('kw', [dict(thresh=30), dict(overlap=-1), dict(top_k=0), dict(bs=0), dict(thresh=float('nan')), dict(bs=4.), dict(top_k=4.), dict(bs='4')], ids=str)
 def test_settings_are_checked(det, kw):
     (name, v), = kw.items()
-    with pytest.raises(ValueError, match=f'{name} is {v}'): det.predict(picture(), **kw)
+    with pytest.raises(ValueError, match=f'{name} is {v!r}'): det.predict(picture(), **kw)
 
 def test_show(det):
     import matplotlib.pyplot as plt
@@ -182,6 +182,34 @@ def test_other_heads_come_back(head, tmp_path):
     det = Detector(body, head(nin, 2, **args), ['a', 'b'], (grids, [1.], [(1., 1.)]), 112, args, taps).eval()
     det.save(tmp_path/'d.pt')
     same(load_detector(tmp_path/'d.pt').predict(picture(), thresh=0)[0], load_detector(tmp_path/'d.pt').predict(picture(), thresh=0)[0])
+
+def test_one_outconv_for_all_grids(tmp_path):
+    "As many weights as with one each, a weight twice in the file, or a file that brings back one each, would show"
+    body, shape = create_body('symbols', 'none'), dict(k=2, nf=8, n_more=2)
+    each, one = (TopDownHead((112, 256), 3, **shape, shared=o) for o in (False, True))
+    numbers = [sum(p.numel() for p in h.parameters()) for h in (each, one)]
+    assert numbers[0] - numbers[1] == 3*sum(p.numel() for p in one.out.parameters()) and len(each.outs) == 4
+    keys = [k for k in one.state_dict() if k.startswith('out')]
+    assert keys == [f'out.{o}.{w}' for o in ('clas', 'bbox') for w in ('weight', 'bias')]
+    det = Detector(body, one, ['a', 'b', 'c'], ([14, 7, 4, 2], [1.], [(1., 1.), (1., .5)]), 112, dict(shape, shared=True), (3, 4)).eval()
+    assert [tuple(o.shape) for o in det(torch.zeros(1, 3, 112, 112))] == [(1, n := 2*(14**2 + 7**2 + 4**2 + 2**2), 4), (1, n, 4)]
+    det.save(tmp_path/'d.pt')
+    again = load_detector(tmp_path/'d.pt')
+    assert again.plan == det.plan and again.head.state_dict().keys() == one.state_dict().keys()
+    for k, v in again.head.state_dict().items(): torch.testing.assert_close(v, one.state_dict()[k], rtol=1e-3, atol=1e-6)
+
+def test_a_head_of_another_body_is_refused(det):
+    "PyTorch's own errors say which sizes differ, and not what was put together"
+    body = create_body('symbols', 'none')
+    for head, taps in (SSDHead(128, 3), None), (TopDownHead((112, 256), 3), None), (SSDHead(256, 3), (3, 4)):
+        with pytest.raises(ValueError, match='body and head do not fit each other'): Detector(body, head, det.classes, ANCHORS, 112, {}, taps)
+
+def test_weights_that_are_not_finite_are_not_written(det, tmp_path):
+    "Such a file could not be read again, which one would learn after the training is gone"
+    bad = copy.deepcopy(det)
+    bad.head.conv0.state_dict()[name := next(iter(bad.head.conv0.state_dict()))].view(-1)[0] = float('nan')
+    with pytest.raises(ValueError, match=f"d.pt: not written.*'head.conv0.{name}'"): bad.save(tmp_path/'d.pt')
+    assert not list(tmp_path.iterdir())
 
 def test_a_weight_too_large_for_half_precision_survives(det, tmp_path):
     big = copy.deepcopy(det)

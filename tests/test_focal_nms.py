@@ -72,3 +72,22 @@ def test_detections_stay_in_the_picture_and_top_k_holds():
     anchors, sizes = create_anchors([4], (3.,))
     d, = detect((torch.zeros(1, 16, 3), torch.randn(1, 16, 4)*5), anchors, sizes, 50, overlap=1., top_k=7)
     assert len(d['scores']) == 7 and d['boxes'].min() >= 0 and d['boxes'].max() <= 50
+
+@pytest.mark.parametrize('gamma', [0, .2, .5, 1, 2, 5])
+def test_a_sure_answer_has_a_finite_slope(gamma):
+    "The slope of x**.5 at 0 is infinite, and infinite times 0 is nan"
+    for actn in -200., -20., -18., 18., 20., 200.:
+        for label in 0, 1:
+            p = torch.full((1, 2), actn, requires_grad=True)
+            loss = FocalLoss(1, gamma=gamma)(p, torch.tensor([label]))
+            loss.backward()
+            assert torch.isfinite(loss) and torch.isfinite(p.grad).all()
+
+@pytest.mark.parametrize('dtype', [torch.half, torch.bfloat16])
+def test_activations_in_half_precision_are_decoded_in_full(dtype):
+    "The suppression of torchvision knows no half precision on the CPU"
+    torch.manual_seed(0)
+    anchors, sizes = create_anchors([4])
+    preds = [torch.randn(1, 16, n).to(dtype) for n in (4, 4)]
+    short, full = detect(preds, anchors, sizes, 300)[0], detect([o.float() for o in preds], anchors, sizes, 300)[0]
+    assert len(full['scores']) and all(torch.equal(short[k], full[k]) for k in full)

@@ -1,8 +1,8 @@
 "The training loop: what learns, what does not, and what is written"
-import copy, functools, io, numpy as np, os, pytest, random, torch
+import collections, copy, functools, io, numpy as np, os, pytest, random, torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset, WeightedRandomSampler, default_collate
-from objdet.learner import Learner, read_weights, set_seed, steepest, write_whole
+from objdet.learner import Learner, read_weights, set_seed, steepest, to_device, whole_file, write_whole
 
 def problem(n=64, seed=0):
     g = torch.Generator().manual_seed(seed)
@@ -82,6 +82,11 @@ def test_loading_what_is_no_checkpoint(tmp_path):
     with pytest.raises(ValueError, match='text.pt'): l.load(tmp_path/'text.pt')
     torch.save({'x': torch.ones(1)}, tmp_path/'x.pt')
     with pytest.raises(ValueError, match='x.pt: not written by Learner.save'): l.load(tmp_path/'x.pt')
+    old = copy.deepcopy(l.model.state_dict())
+    for bad in {'model': net().state_dict()}, {'model': 3, 'history': []}:
+        torch.save(bad, tmp_path/'x.pt')
+        with pytest.raises(ValueError, match='x.pt: not written by Learner.save'): l.load(tmp_path/'x.pt')
+    assert all(torch.equal(v, old[k]) for k, v in l.model.state_dict().items())  # refused before anything is read into it
     torch.save(nn.Linear(1, 1), tmp_path/'code.pt')      # a pickled object runs code when it is read
     with pytest.raises(ValueError, match='code.pt'): l.load(tmp_path/'code.pt')
 
@@ -267,3 +272,37 @@ def test_a_plain_number_s_kind_does_not_matter(tmp_path):
     l = chancy(); l.wd = np.float64(.01)
     assert through(l, np.int64(2), tmp_path/'c', np.float64(.01))
     assert through(chancy(stop=1), 2, tmp_path/'c')
+
+def test_an_empty_loader_is_not_the_validation_set():
+    l = learner()
+    for empty in [], DataLoader(TensorDataset(torch.zeros(0, 3), torch.zeros(0, 1))):
+        with pytest.raises(ValueError, match='no pictures to validate on'): l.validate(empty)
+        with pytest.raises(ValueError, match='no pictures to predict'): l.predict(empty)
+
+def test_named_tuples_stay_what_they_are():
+    Two = collections.namedtuple('Two', 'a b')
+    assert to_device([Two(torch.ones(1), 'text')], 'cpu') == [Two(torch.ones(1), 'text')]
+    class Both(nn.Linear):
+        def forward(self, x): return Two(super().forward(x).half(), {'twice': 2*x})
+    out = Learner(Both(3, 1), problem(), None, device='cpu')._forward(torch.ones(2, 3))
+    assert isinstance(out, Two) and out.a.dtype == torch.float32 and out.b['twice'].tolist() == [[2.]*3]*2
+
+def test_lr_find_puts_the_mode_back():
+    l = learner(); l.model.eval(); l.model[2].train()
+    l.lr_find(steps=4, plot=False)
+    assert [m.training for m in l.model.modules()] == [False, False, False, True]
+
+def test_no_losses_no_plot():
+    with pytest.raises(ValueError, match='train first'): learner().plot_losses()
+
+def test_a_whole_file_is_there_only_at_the_end(tmp_path):
+    with whole_file(tmp_path/'new/a.txt') as f:
+        f.write(b'one')
+        assert not (tmp_path/'new/a.txt').exists()
+    with pytest.raises(KeyError), whole_file(tmp_path/'new/a.txt') as f: f.write(b'half'); raise KeyError
+    assert (tmp_path/'new/a.txt').read_text() == 'one' and len(list((tmp_path/'new').iterdir())) == 1
+
+def test_half_a_file_of_a_killed_process_goes_with_the_next_write(tmp_path):
+    (tmp_path/'w.pt.77.tmp').write_bytes(b'half')
+    write_whole({}, tmp_path/'w.pt')
+    assert [o.name for o in tmp_path.iterdir()] == ['w.pt']

@@ -3,6 +3,7 @@ import numpy as np, pytest, torch
 from hypothesis import given, settings, strategies as st
 from objdet.mean_ap import (Errors, ap_by_size, count_errors, error_kinds, families, find_errors, mend, mended_ap, plot_errors, plot_pr)
 from objdet.score import _iou, matches, mean_ap
+from random_sets import sets as any_sets
 
 def box(x, w=10): return [x, 0, x + w, 10]
 def dets(*rows): return dict(boxes=[box(x) for x, *_ in rows], scores=[r[1] for r in rows], labels=[r[2] if len(r) > 2 else 0 for r in rows])
@@ -103,20 +104,7 @@ def test_counts_among_the_surest():
 
 # --- against a slow version, and properties
 
-@st.composite
-def sets(draw):
-    "A few pictures on a coarse grid, so that overlaps and scores are often equal; three classes"
-    place, side = st.integers(0, 5), st.integers(1, 5)
-    def some(kind, n): return draw(st.lists(kind, min_size=n, max_size=n))
-    def boxes(n): return [[x, y, x + w, y + h] for x, y, w, h in some(st.tuples(place, place, side, side), n)]
-    p, t = [], []
-    for _ in range(draw(st.integers(1, 3))):
-        n = draw(st.integers(0, 8))
-        b = boxes(draw(st.integers(0, 4)))
-        b = [o for i, o in enumerate(b) if o not in b[:i]] # two objects on the very same spot cannot both be mended
-        p.append(dict(boxes=boxes(n), scores=some(st.sampled_from([.1, .5, .9]), n), labels=some(st.integers(0, 2), n)))
-        t.append(dict(boxes=b, labels=some(st.integers(0, 2), len(b)), difficult=some(st.booleans(), len(b))))
-    return p, t
+def sets(): return any_sets(n_classes=3, apart=True) # two objects on the very same spot cannot both be mended
 
 def slow_kind(b, label, t):
     "TIDE's rules for one miss, one object after the other"
@@ -171,6 +159,22 @@ def test_ap_by_size_asks_for_each_object_once():
     n = [o.n_positives.sum() for o in by_size.values()]
     assert sum(n) == mean_ap(p, t, n_classes=2).n_positives.sum() and max(n) - min(n) <= 1
     assert list(ap_by_size(p, t, edges=[10, 30])) == ['up to 10', '10 to 30', 'over 30']
+
+def test_an_object_of_an_edge_s_size_is_asked_for_once():
+    "Four objects, of which two lie on the edges, counted six times"
+    t = [dict(boxes=[[0, 0, s, s] for s in (10, 20, 30, 40)], labels=[0]*4, difficult=None)]
+    p = [dict(boxes=t[0]['boxes'], scores=[.9]*4, labels=[0]*4)]
+    assert [o.n_positives.sum() for o in ap_by_size(p, t).values()] == [2, 1, 1] # the thirds end at 20 and at 30
+    assert [o.n_positives.sum() for o in ap_by_size(p, t, edges=[10, 40]).values()] == [1, 3, 0]
+
+def test_sizes_of_nothing_are_refused():
+    for t in [], [dict(boxes=[], labels=[])], [objs(0, difficult=[True])]:
+        with pytest.raises(ValueError, match='no objects to take sizes from|no pictures to score'): ap_by_size([none]*len(t), t)
+
+def test_names_that_are_too_few_or_many_are_refused():
+    r = mean_ap([dets((0, .9))], [objs(0)], n_classes=2)
+    for names in ['cat'], ['cat', 'dog', 'cow']:
+        with pytest.raises(ValueError, match=f'{len(names)} names for 2 classes'): plot_pr(r, names)
 
 def test_plots_show_what_they_are_given():
     import matplotlib

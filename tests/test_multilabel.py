@@ -230,3 +230,6 @@ def test_one_sure_cell_is_enough_wherever_it_is(rows, columns, seed):
 def test_at_first_every_cell_says_no():
     with torch.no_grad(): p = CellNames(16, 20)(torch.randn(8, 16, 7, 7)).sigmoid()
     assert p.mean() < .2
+
+def test_no_pictures_have_no_classes():
+    with pytest.raises(ValueError, match='no pictures'): class_sets(Annotations([], ['a'], []))

@@ -5,10 +5,9 @@ import numpy as np, pytest, torch
 from PIL import Image
 from objdet import pascal_data as pd
 from objdet.pascal_data import (Annotations, Record, DetectionDataset, dataloaders, download_voc2007, extract, get_data, is_sample,
-    largest_object, load_annotations, load_splits, open_image, pad_batch, read_coco, read_voc_xml, squash, to_coco, unpad)
-
-voc = Path(__file__).parents[2]/'shared/voc2007'
-needs_voc = pytest.mark.skipif(not voc.exists(), reason='needs PASCAL VOC 2007 beside the repository')
+    largest_object, load_annotations, load_splits, open_image, pad_batch, read_coco, read_voc_xml, rows_to_xyxy, squash, to_coco, unpad, voc_to_xyxy,
+    xyxy_to_rows, xyxy_to_voc)
+from conftest import needs_voc, voc
 
 OBJECT = '<object><name>{name}</name><difficult>{hard}</difficult><bndbox><xmin>{b[0]}</xmin><ymin>{b[1]}</ymin><xmax>{b[2]}</xmax><ymax>{b[3]}</ymax></bndbox></object>'
 
@@ -71,6 +70,57 @@ def test_coco_folder_with_split_files_and_without(kit, tmp_path):
     (mine/'val.json').write_text(json.dumps(dict(d, images=d['images'][:1], annotations=[])))
     assert len(load_annotations(mine, 'val')) == 1
 
+def layout(root, file_name, file, picture='images/train/p.jpg', **changes):
+    "A COCO folder of one picture, as `load_annotations` finds it"
+    for o in (picture, file): (root/o).parent.mkdir(parents=True, exist_ok=True)
+    Image.new('RGB', (9, 9)).save(root/picture)
+    d = dict(images=[dict(id=1, file_name=file_name, width=9, height=9)], categories=[dict(id=0, name='pill')], annotations=[])
+    (root/file).write_text(json.dumps(dict(d, **changes)))
+    return load_annotations(root)
+
+@pytest.mark.parametrize('name, file, picture', [('p.jpg', 'train.json', 'images/train/p.jpg'), ('train/p.jpg', 'train.json', 'images/train/p.jpg'),
+                                                 ('p.jpg', 'annotations/instances_train2017.json', 'train2017/p.jpg'),
+                                                 ('p.jpg', 'train.json', 'p.jpg')])
+def test_coco_pictures_are_found_where_they_are(tmp_path, name, file, picture):
+    "A folder of the split in `images` was not looked at; a folder that is there and holds none of the pictures was taken"
+    (tmp_path/'images').mkdir()
+    assert layout(tmp_path, name, file, picture)[0].file == tmp_path/picture
+
+def test_coco_categories_of_one_name_are_one_class(tmp_path):
+    "Some tools write the group of the classes as category 0, with the name of the only class"
+    box = dict(id=1, image_id=1, category_id=1, bbox=[1, 1, 3, 3])
+    a = layout(tmp_path, 'p.jpg', 'train.json', categories=[dict(id=0, name='pill'), dict(id=1, name='pill')], annotations=[box])
+    assert a.classes == ['pill'] and a[0].labels.tolist() == [0]
+
+def test_a_single_coco_file_has_three_splits(tmp_path):
+    "A mistyped split meant all pictures"
+    ims = [dict(id=i, file_name=f'{i}.jpg', width=9, height=9) for i in range(10)]
+    (tmp_path/'c.json').write_text(json.dumps(dict(images=ims, annotations=[], categories=[])))
+    for i in range(10): Image.new('RGB', (9, 9)).save(tmp_path/f'{i}.jpg')
+    assert [len(load_annotations(tmp_path/'c.json', o)) for o in ('train', 'val', 'trainval')] == [8, 2, 10]
+    with pytest.raises(ValueError, match="c.json: no split 'test'"): load_annotations(tmp_path/'c.json', 'test')
+
+def test_voc_pictures_may_be_of_another_kind(kit):
+    "A .png was 'listed and missing', and dropped without `missing='error'`"
+    d = kit/'VOCdevkit/VOC2007/JPEGImages'
+    Image.open(d/'000001.jpg').save(d/'000001.png'); (d/'000001.jpg').unlink()
+    a = load_annotations(kit)
+    assert a[0].file == d/'000001.png' and DetectionDataset(a)[0][0].shape == (3, 30, 40)
+
+def test_an_id_is_a_number_that_int_can_read(kit):
+    "'²'.isdigit() is True, and int('²') an error that named no file"
+    d = kit/'VOCdevkit/VOC2007/Annotations'
+    assert read_voc_xml((d/'000002.xml').rename(d/'².xml'), ['cat', 'dog']).id == 0
+
+@pytest.mark.parametrize('convert', [voc_to_xyxy, xyxy_to_voc, rows_to_xyxy, xyxy_to_rows])
+def test_boxes_are_converted_where_they_are(convert):
+    "A constant on the CPU met boxes on another device"
+    assert convert(torch.zeros(2, 4, device='meta')).device.type == 'meta'
+
+def test_text_is_read_as_utf8_everywhere():
+    "Without `encoding`, Windows reads its own"
+    assert 'read_text()' not in Path(pd.__file__).read_text(encoding='utf-8')
+
 @needs_voc
 def test_facts_of_the_real_file():
     with pytest.warns(UserWarning, match='009623'): trn = load_annotations(voc, missing='skip')
@@ -132,6 +182,28 @@ def test_a_pixel_outside_is_clipped(kit):
     edit(kit, '000001', '<xmax>10</xmax>', '<xmax>41</xmax>')
     assert load_annotations(kit)[0].boxes[0].tolist() == [0, 0, 40, 20]
 
+def test_a_box_has_an_area_in_the_picture():
+    "Boxes in the pixel of slack were clipped to nothing, and accepted"
+    for b in [40, 1, 41, 9], [-1, 1, 0, 9], [1, 30, 9, 31], [1, -1, 9, 0]:
+        with pytest.raises(ValueError, match='a.xml: object 2 .*outside its picture of 40 x 30'): pd.check_boxes([[0, 0, 5, 5], b], 40, 30, 'a.xml')
+    assert pd.check_boxes([[39, -1, 41, 31]], 40, 30, 'a.xml').tolist() == [[39, 0, 40, 30]]
+
+@pytest.mark.parametrize('width', [0, -4, float('nan')])
+def test_a_picture_has_an_area(width):
+    "Without objects it was accepted, and divided by in `targets`"
+    with pytest.raises(ValueError, match='a.xml: a picture of .* x 30 pixels'): pd.check_boxes([], width, 30, 'a.xml')
+
+def test_a_spoiled_note_on_how_to_turn_a_picture(tmp_path):
+    "It was PIL's SyntaxError, without the file"
+    Image.new('RGB', (8, 8)).save(tmp_path/'a.jpg', exif=b'Exif\0\0garbagegarbage')
+    r = Record(tmp_path/'a.jpg', 1, 8, 8, np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, bool))
+    with pytest.raises(ValueError, match='a.jpg: picture cannot be read'): open_image(r)
+
+def test_a_coco_file_of_another_kind_of_json(tmp_path):
+    for text in '3', 'null', '[]':
+        (tmp_path/'c.json').write_text(text)
+        with pytest.raises(ValueError, match="c.json: no 'images'"): read_coco(tmp_path/'c.json')
+
 def test_skip_names_what_it_drops(kit):
     no_picture(kit)
     with pytest.warns(UserWarning, match='000001'): a = load_annotations(kit, missing='skip')
@@ -182,6 +254,17 @@ def test_a_tar_is_unpacked_once(archive, tmp_path, monkeypatch):
     monkeypatch.setenv('OBJDET_CACHE', str(tmp_path/'cache'))
     assert len(load_annotations(get_data(archive))) == 1
     assert get_data(archive).parent == tmp_path/'cache'
+
+def test_archives_of_one_name_and_a_replaced_one(tmp_path, monkeypatch):
+    "The second gave the data of the first"
+    monkeypatch.setenv('OBJDET_CACHE', str(tmp_path/'cache'))
+    def pack(file, text, mode='w'):
+        (tmp_path/text).write_text(text); file.parent.mkdir(exist_ok=True)
+        with tarfile.open(file, mode) as t: t.add(tmp_path/text, text)
+        return [o.name for o in get_data(file).iterdir()]
+    assert [pack(tmp_path/f, f'{f[0]}.txt') for f in ('a/data.tar', 'b/data.tar')] == [['a.txt'], ['b.txt']]
+    assert pack(tmp_path/'a/data.tar', 'later.txt') == ['later.txt']
+    assert pack(tmp_path/'c/sample_mine.tgz', 'c.txt', 'w:gz') == ['c.txt'] and not is_sample(get_data(tmp_path/'c/sample_mine.tgz'))
 
 def test_half_a_tar_leaves_nothing(archive, tmp_path):
     archive.write_bytes(archive.read_bytes()[:5000])

@@ -187,6 +187,16 @@ def test_shipped_weights_name_unseen_pictures():
     assert (Path(sample.__file__).parent/'weights'/'symbols.pt').stat().st_size <= 4*2**20
 
 
+def test_a_failed_save_leaves_the_old_weights_and_nothing_else(tmp_path, monkeypatch):
+    model = sample.SymbolClassifier(sample.SymbolBody(), 2)
+    sample.save_symbol_weights(model, tmp_path/'w.pt')
+    before = (tmp_path/'w.pt').read_bytes()
+    def full(*args): raise OSError('no space left')
+    monkeypatch.setattr(torch, 'save', full)
+    with pytest.raises(OSError): sample.save_symbol_weights(model, tmp_path/'w.pt')
+    assert (tmp_path/'w.pt').read_bytes() == before and [o.name for o in tmp_path.iterdir()] == ['w.pt']
+
+
 def test_wrong_weights_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match='none.pt'): symbol_body(tmp_path/'none.pt')
     (tmp_path/'text.pt').write_text('hello')

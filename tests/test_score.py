@@ -1,5 +1,5 @@
 "Scoring: cases worked out by hand, COCO's code as the oracle, the readable loop against the fast version"
-import contextlib, io, json
+import contextlib, io, json, os
 from pathlib import Path
 import numpy as np, pytest, torch
 from hypothesis import given, settings, strategies as st
@@ -7,6 +7,7 @@ from torchvision import tv_tensors
 from objdet.pascal_data import Annotations, Record, to_coco
 from objdet.score import (MeanAP, _loop_hits, _pairs, _read, _by_group, average_precision, coco_ap, coco_areas, coco_results, matches, mean_ap,
                           read_coco_results, recall_at, write_coco_results)
+from random_sets import sets
 
 pycocotools = pytest.importorskip('pycocotools')
 from pycocotools.coco import COCO
@@ -358,8 +359,8 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     file = write_coco_results(p, ann, tmp_path/'f.json')
     before = file.read_bytes()
     with pytest.raises(ValueError, match='label 9, expected 0 to 3'): write_coco_results([none, preds((box(0), .5, 9))], ann, file)
-    def full(self, text): self.write_bytes(text[:9].encode()); raise OSError('no space left')
-    monkeypatch.setattr(Path, 'write_text', full)
+    def full(fd): raise OSError('no space left')
+    monkeypatch.setattr(os, 'fsync', full)
     with pytest.raises(OSError): write_coco_results(p, ann, file)
     assert file.read_bytes() == before and [f.name for f in tmp_path.iterdir()] == ['f.json']
 
@@ -385,19 +386,6 @@ def test_files_that_cannot_be_read_say_what_and_where(text, says, tmp_path):
     assert str(file) in str(e.value)
 
 # The readable loop
-
-@st.composite
-def sets(draw):
-    "A few pictures on a coarse grid, so that overlaps and scores are often equal"
-    place, side = st.integers(0, 4), st.integers(1, 5)
-    def some(kind, n): return draw(st.lists(kind, min_size=n, max_size=n))
-    def boxes(n): return [[x, y, x + w, y + h] for x, y, w, h in some(st.tuples(place, place, side, side), n)]
-    p, t = [], []
-    for _ in range(draw(st.integers(1, 4))):
-        m, n = draw(st.integers(0, 5)), draw(st.integers(0, 8))
-        p.append(dict(boxes=boxes(n), scores=some(st.sampled_from([.1, .5, .9]), n), labels=some(st.integers(0, 1), n)))
-        t.append(dict(boxes=boxes(m), labels=some(st.integers(0, 1), m), difficult=some(st.booleans(), m)))
-    return p, t
 
 @settings(max_examples=150, deadline=None)
 @given(sets(), st.sampled_from([0.3, 0.5, 0.7]), st.booleans(), st.sampled_from([None, (0, 4), (4, 9)]))

@@ -162,3 +162,6 @@ def test_palette_differs_for_color_blind_readers():
         seen = np.where(seen <= 0.0031308, seen * 12.92, 1.055 * seen**(1/2.4) - 0.055)
         gap = np.linalg.norm(seen[:, None] - seen[None], axis=-1)[np.triu_indices(len(rgb), 1)]
         assert gap.min() > 0.1, f'{name}: two colors only {gap.min():.3f} apart'
+
+def test_without_names_there_is_no_background():
+    with pytest.raises(ValueError, match=r'expected -1 \(padding\), a class$'): show_boxes(picture(), [[0, 0, 1, 1]], [-2])

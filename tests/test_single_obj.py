@@ -232,6 +232,15 @@ def test_kept_activations_are_the_bodys(annotations):
     assert torch.equal(torch.stack([kept[i][1][0] for i in range(3)]), y[0]) and [int(kept[i][1][1]) for i in range(3)] == y[1].tolist()
     assert torch.equal(body.layers[1].running_mean, before) and not kept[0][0].requires_grad
 
+class Elsewhere(nn.Module):
+    "Stands for a body on a GPU: it takes what is on the device of its weights"
+    def __init__(self): super().__init__(); self.w = nn.Parameter(torch.zeros(1, device='meta'))
+    def forward(self, x): assert x.device == self.w.device; return torch.ones(len(x), 2, 7, 7)
+
+def test_pictures_go_to_where_the_body_is(annotations):
+    kept = run_body(Elsewhere(), SingleObjectDataset(annotations, squash(32)), bs=2)
+    assert len(kept) == 3 and kept[0][0].shape == (2, 7, 7)
+
 # summary
 
 def test_layer_shapes_against_torch():
@@ -415,3 +424,8 @@ def test_a_box_far_outside_gives_a_finite_loss_and_gradient():
     loss = SingleLoss(100)(head(torch.randn(3, 2, 4, 4)), (torch.tensor([[1., 2, 30, 40]]*3), torch.tensor([0, 1, 0])))
     loss.backward()
     assert loss.isfinite() and all(p.grad.isfinite().all() for p in head.parameters())
+
+def test_telemetry_before_any_step():
+    seen = Telemetry([nn.ReLU()])
+    for read in lambda: seen.hists, lambda: seen.silent, seen.dead:
+        with pytest.raises(ValueError, match='no steps noted'): read()

@@ -114,6 +114,14 @@ def as_they_are(a): return a
     (ValueError, as_they_are, as_they_are, dict(size=0), 'size is 0; expected a multiple of 16'),
     (ValueError, as_they_are, as_they_are, dict(epochs=0), 'epochs is 0; expected a whole number from 1 up'),
     (ValueError, as_they_are, as_they_are, dict(bs=1), 'bs is 1; expected a whole number from 2 up'),
+    (ValueError, as_they_are, as_they_are, dict(epochs=2.), 'epochs is 2.0; expected a whole number from 1 up'),
+    (ValueError, as_they_are, as_they_are, dict(epochs='3'), "epochs is '3'; expected a whole number from 1 up"),
+    (ValueError, as_they_are, as_they_are, dict(bs=8.), 'bs is 8.0; expected a whole number from 2 up'),
+    (ValueError, as_they_are, as_they_are, dict(size=64.), 'size is 64.0; expected a whole number'),
+    (ValueError, as_they_are, as_they_are, dict(seed=1.5), 'seed is 1.5; expected a whole number'),
+    (ValueError, as_they_are, as_they_are, dict(lr=(1e-3,)), r'lr is \(0.001,\); expected a rate above 0'),
+    (ValueError, as_they_are, as_they_are, dict(lr=0), 'lr is 0; expected a rate above 0'),
+    (ValueError, as_they_are, as_they_are, dict(lr=(1e-3, '1e-2')), 'lr is .*; expected a rate above 0'),
     (ValueError, as_they_are, as_they_are, dict(body='resnet0'), "unknown body 'resnet0'"),
 ])
 def test_refused_before_any_work(splits, monkeypatch, kind, change_trn, change_val, more, words):
@@ -131,6 +139,24 @@ def test_anchors_that_reach_little_are_a_warning(splits, monkeypatch):
     small = Annotations([replace(r, boxes=np.concatenate([r.boxes[:, :2], r.boxes[:, :2] + 12], 1)) for r in splits[0]], splits[0].classes, [])
     with pytest.warns(UserWarning, match=r'only \d+% of the objects by half: the middle object is .* larger size'), pytest.raises(Stop):
         train_detector(small, splits[1], **own)
+
+
+def test_whole_numbers_of_numpy_and_one_rate_for_both_are_taken(splits, monkeypatch):
+    "They reach the training as Python's numbers: a checkpoint with others could not be read again"
+    class Stop(Exception): pass
+    def fit(self, *args, **kw): raise Stop(args)
+    monkeypatch.setattr(Learner, 'fit_one_cycle', fit)
+    with pytest.raises(Stop) as e: train(*splits, epochs=np.int64(2), size=np.int32(64), bs=np.int64(8), seed=np.int64(3), lr=np.float32(.5))
+    assert repr(e.value.args[0]) == '(2, [0.5, 0.5])'
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA')
+def test_a_second_training_with_the_body_that_the_first_left_on_the_gpu(splits):
+    "Its early half was asked about pictures on the CPU"
+    body = create_body('symbols', 'DEFAULT')
+    for _ in range(2):
+        det, _ = train(*splits, body=body, epochs=1)
+        assert {p.device.type for p in det.parameters()} == {'cuda'} and len(det.predict(splits[1][0].file)) == 1
 
 
 def test_what_is_no_checkpoint_is_refused(splits, tmp_path):
