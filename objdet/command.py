@@ -38,11 +38,12 @@ file, class, score, and the box x1, y1, x2, y2 in the picture's pixels.
   objdet detect photos --thresh .01 --out found.json
 """
 
-# %% ../nbs/97_command.ipynb #d9096642
+# %% ../nbs/97_command.ipynb #5004376f
 def _add_detect(sub):
     p = sub.add_parser('detect', help='find objects in pictures', description=_detect_help)
     p.add_argument('pictures', nargs='+', metavar='PICTURE', help='a picture, or a folder: all pictures in it')
-    p.add_argument('--model', default='sample', help="a file that training wrote, or `sample`, which comes with the package (default: %(default)s)")
+    p.add_argument('--model', default='voc', help="a file that training wrote; `voc`, which knows twenty kinds of things in photographs, or `sample`, which knows "
+                   "the course's drawings (default: %(default)s)")
     p.add_argument('--thresh', type=_unit, default=.3, help='least score, 0 to 1 (default: %(default)s; .01 for scoring)')
     p.add_argument('--out', type=Path, help='FOLDER for the pictures with their boxes drawn, as PNG; or FILE.json for the detections as COCO has them')
     p.add_argument('--draw', action='store_true', help='draw even with --out FILE.json (into a folder FILE beside it) or without --out (into `detections`)')

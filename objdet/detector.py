@@ -210,12 +210,12 @@ def _check_state(state, want, path):
         if a != b: raise ValueError(f'{path}: weights {k!r} are {"missing" if a is None else a}; expected {"none of this name" if b is None else b}')
         if not state[k].isfinite().all(): raise ValueError(f'{path}: weights {k!r} hold numbers that are not finite')
 
-# %% ../nbs/94_detector.ipynb #ce49277e
+# %% ../nbs/94_detector.ipynb #95259689
 def load_detector(
-    path='sample', # A file that `Detector.save` wrote; `'sample'` for the one that comes with the package
+    path='sample', # A file that `Detector.save` wrote; or one that comes with the package: `'sample'` for drawn symbols, `'voc'` for photographs
 ) -> Detector: # on the CPU, in evaluation mode
     "Read a detector; `FileNotFoundError`, or `ValueError` naming the file and the value for a file of another kind"
-    if str(path) == 'sample': path = files('objdet')/'weights'/'detector_sample.pt'
+    if str(path) in ('sample', 'voc'): path = files('objdet')/'weights'/f'detector_{path}.pt'
     plan, state = _read_detector(path)
     try: det = _rebuild(plan)
     except Exception as e: raise ValueError(f'{path}: no detector can be made of its plan ({type(e).__name__}: {str(e)[:200]})') from e

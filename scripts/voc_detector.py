@@ -1,10 +1,11 @@
-"""A detector on real VOC 2007, train to val, and its figures.
+"""A detector on real VOC 2007, train to val: the one that `load_detector('voc')` gives, and its figures.
 
     python scripts/voc_detector.py prepare --data VOC --weights FILE      what the frozen early layers say of 14 views a picture; once
     python scripts/voc_detector.py train --data VOC --weights FILE        train on the views, score on val
     python scripts/voc_detector.py train … --choose                       train on four fifths of train, score on the fifth; to choose settings
     python scripts/voc_detector.py lesson --data VOC --weights FILE       lesson 06's finished detector as it stands, trained and scored alike
     python scripts/voc_detector.py score --data VOC --weights FILE        score the trained detector once more
+    python scripts/voc_detector.py ship                                   copy the trained detector into the package
 
 The body is `mobilenet_v2`, FILE its weights; pictures are squares of 288 pixels. The early layers stay frozen, so every view of a picture
 (lesson 01's `ssd_tfms`, seeded by view and picture) goes through them once, for all trainings.
@@ -198,6 +199,14 @@ def read_rows(file):
     except (ValueError, KeyError, TypeError) as e: raise SystemExit(f'{file}: not a table of results ({type(e).__name__}: {e}); choose another --out') from e
 
 
+def ship(a):
+    "Into the package, as `load_detector('voc')` gives it"
+    det, target = load_detector(a.cache/f'{a.name}.pt'), root/'objdet'/'weights'/'detector_voc.pt'
+    if det.plan['notes']['choose']: raise SystemExit(f'{a.name}: trained on a part of train, to choose; nothing was shipped')
+    det.save(target)
+    print(f'{target.name}: {target.stat().st_size/2**20:.2f} MiB, mAP {det.plan["notes"]["map"]}')
+
+
 def lesson(a):
     "The detector that lesson 06 finishes, on VOC"
     trn, val = load(a)
@@ -210,8 +219,8 @@ def lesson(a):
 
 def main(argv=None):
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument('what', choices=['prepare', 'train', 'score', 'lesson'])
-    p.add_argument('--data', required=True, help='a VOC devkit'); p.add_argument('--weights', required=True, help="the body's weights, a file")
+    p.add_argument('what', choices=['prepare', 'train', 'score', 'lesson', 'ship'])
+    p.add_argument('--data', help='a VOC devkit'); p.add_argument('--weights', help="the body's weights, a file")
     p.add_argument('--out', type=Path, default=root/'nbs'/'99_voc.json', help='the table of results (default %(default)s)')
     p.add_argument('--cache', type=Path, default=root/'_data'/'voc_detector', help='where views and trainings are kept (default %(default)s)')
     p.add_argument('--views', type=int, default=14, help='random views of each picture (default %(default)s)')
@@ -222,9 +231,10 @@ def main(argv=None):
     p.add_argument('--seed', type=int, default=0)
     for k, v in RECIPE.items(): p.add_argument(f'--{k}', type=type(v), default=v, help='(default %(default)s)')
     a = p.parse_args(argv)
+    if a.what != 'ship' and not (a.data and a.weights): p.error(f'{a.what} needs --data and --weights')
     if a.threads: torch.set_num_threads(a.threads)
     read_rows(a.out) # a broken table ends it now, not after the training
     a.cache.mkdir(parents=True, exist_ok=True)
-    dict(prepare=prepare, train=train, score=score, lesson=lesson)[a.what](a)
+    dict(prepare=prepare, train=train, score=score, lesson=lesson, ship=ship)[a.what](a)
 
 if __name__ == '__main__': main()

@@ -7,7 +7,9 @@ from objdet.focal_nms import detect
 from objdet.learner import set_seed, write_whole
 from objdet.pascal_data import DetectionDataset, get_data, load_annotations, pad_batch, squash
 from objdet.single_obj import create_body
+from objdet.score import mean_ap
 from objdet.ssd_loss import SSDHead, SSDMultiHead
+from conftest import needs_voc, voc
 
 ANCHORS, ARGS = ([4, 2], [1.], [(1., 1.), (1., .5)]), dict(k=2, bias=-1., nf=16, n_grids=2)
 
@@ -278,3 +280,20 @@ def test_nothing_in_a_file_runs(tmp_path, capsys):
     torch.save(dict(kind='objdet detector', version=1, plan=Trap(), state={}), tmp_path/'d.pt')
     with pytest.raises(ValueError, match='not a file of PyTorch weights'): load_detector(tmp_path/'d.pt')
     assert 'trapped' not in capsys.readouterr().out
+
+def test_the_detector_for_photographs_says_what_it_is():
+    det = load_detector('voc')
+    notes = det.plan['notes']
+    assert len(det.classes) == 20 and det.size == 288 and set(notes['ap']) == set(det.classes)
+    assert notes['map'] == pytest.approx(np.mean(list(notes['ap'].values())), abs=1e-3) and not notes['choose']
+    assert {'data', 'body', 'license', 'recipe', 'seed', 'objdet'} <= notes.keys()
+
+@needs_voc
+@pytest.mark.filterwarnings('ignore:val')
+def test_the_detector_for_photographs_finds_things_in_them():
+    "From the files on; a wrong channel order or normalization would halve it"
+    det = load_detector('voc')
+    val = load_annotations(voc, 'val', classes=det.classes, missing='skip').records[:40]
+    found = det.predict([r.file for r in val], thresh=.01)
+    truth = [dict(boxes=torch.as_tensor(r.boxes), labels=torch.as_tensor(r.labels), difficult=torch.as_tensor(r.difficult)) for r in val]
+    assert mean_ap(found, truth, n_classes=20).map > det.plan['notes']['map'] - .1

@@ -100,3 +100,15 @@ def test_a_broken_table_is_told_before_the_training(place):
     (place/'broken.json').write_text('{"rows": 3}')
     with pytest.raises(SystemExit, match='broken.json: not a table of results'): run(place, 'train', '--name', 'never', out='broken.json')
     assert not list((place/'cache').glob('never*'))
+
+def test_what_was_trained_to_choose_does_not_ship(place, tmp_path, monkeypatch):
+    monkeypatch.setattr(vd, 'root', tmp_path)
+    run(place, 'train', '--name', 'whole', '--epochs', '1')
+    run(place, 'ship', '--name', 'whole')
+    shipped = tmp_path/'objdet/weights/detector_voc.pt'
+    same = [json.dumps(load_detector(f).plan) for f in (shipped, place/'cache'/'whole.pt')] # text, since nan is not nan
+    assert same[0] == same[1]
+    shipped.unlink()
+    run(place, 'train', '--name', 'part', '--choose', '--bs', '2', '--epochs', '1')
+    with pytest.raises(SystemExit, match='trained on a part'): run(place, 'ship', '--name', 'part')
+    assert not shipped.exists()
