@@ -1,4 +1,4 @@
-"""`Detector.predict` on one picture file against the bare forward pass: python bench/detect_file.py [--reps 60] [PICTURE]
+"""`Detector.predict` on one picture file against the bare forward pass: python bench/detect_file.py [--pairs 60] [PICTURE]
 
 Once with the sample's detector, once with a MobileNetV2 and `TopDownHead` on squares of 288 pixels, random weights. The numerator has all
 of it: opening and decoding the file, resizing, the forward pass, suppression, boxes in the picture's own pixels. The denominator is the
@@ -45,7 +45,8 @@ def bench(name, det, file, a):
 def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument('picture', nargs='?', type=Path)
-    p.add_argument('--reps', type=int, default=60, dest='pairs'); p.set_defaults(device='cpu') # what `in_turn` asks for
+    p.add_argument('--pairs', type=int, default=60)
+    p.set_defaults(device='cpu') # `in_turn` waits for a GPU
     p.add_argument('--threads', type=int, default=torch.get_num_threads())
     p.add_argument('--clock', choices=('wall', 'cpu'), default='wall') # cpu: the process's own time, for one thread on a busy core
     p.add_argument('--model', default='sample')

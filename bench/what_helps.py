@@ -1,12 +1,14 @@
 """What helps a detector, and how much: python bench/what_helps.py --seeds 2 --epochs 3 --out nbs/07_helps.json
 
-The base is lesson 06's finished detector, trained for fewer epochs, an anchor positive above 0.4: grids 8, 4, 2, 1 with suggested shapes, focal loss, overlap as box loss, mirror images, the
-early half of the pretrained body frozen. Each other row changes one thing and keeps the rest: data, first weights of a seed, order of pictures,
-epochs, rates. What frozen layers say is kept, of every view of a picture that a row needs. A row that the file has, made with the same settings,
-is not made again, so that an interrupted run goes on where it stopped. Prints, best first in each group: mAP (11 points, IoU 0.5), the difference
-to the base, seed by seed, both as means with their standard deviation; the share of the validation objects that overlap an anchor by half;
-the number of anchors; the seconds of one training. With CUDA these are seconds of the clock, else of the processors, all together, which other
-programs lengthen less. Only the body rows whose layers all learn look at the pictures anew in each epoch: that is part of their seconds."""
+The base is lesson 06's finished detector, trained for fewer epochs, an anchor positive above 0.4: grids 8, 4, 2, 1 with suggested shapes, focal
+loss, overlap as box loss, mirror images, the early half of the pretrained body frozen. Each other row changes one thing and keeps the rest: data,
+first weights of a seed, order of pictures, epochs, rates. What frozen layers say is kept, of every view of a picture that a row needs. A row that
+the file has, made with the same settings, is not made again, so that an interrupted run goes on where it stopped. Prints, best first in each group:
+mAP (11 points, IoU 0.5), the difference to the base, seed by seed, both as means with their standard deviation; the share of the validation objects
+that overlap an anchor by half; the number of anchors; the seconds of one training. With CUDA these are seconds of the clock, else of the
+processors, all together, which other programs lengthen less. Only the body rows whose layers all learn look at the pictures anew in each epoch:
+that is part of their seconds.
+"""
 import functools, os, statistics as st, sys, time
 import torch
 from torch import nn

@@ -398,11 +398,11 @@ def _coco_record(im, objs, names, classes, folder, file):
     difficult = [bool(a.get('ignore') or a.get('iscrowd')) for a in objs]
     return Record(folder/im['file_name'], im['id'], w, h, boxes, np.array(labels, np.int64), np.array(difficult, bool))
 
-# %% ../nbs/00_pascal_data.ipynb #36272b97
+# %% ../nbs/00_pascal_data.ipynb #2d4aefc8
 def _holder(folders, images):
     "The first of `folders` with a picture of `images` in it; the first that is there, if none has any; a single folder as it is"
     if not isinstance(folders, list): return Path(folders)
-    there = [f for f in folders if f.is_dir()]
+    there = [f for f in folders if f.is_dir()] or folders
     return next((f for f in there if any((f/o['file_name']).exists() for o in images)), there[0])
 
 # %% ../nbs/00_pascal_data.ipynb #24b2af44

@@ -11,7 +11,7 @@ The body is `mobilenet_v2`, FILE its weights; pictures are squares of 288 pixels
 (lesson 01's `ssd_tfms`, seeded by view and picture) goes through them once, for all trainings.
 Everything can be interrupted: a view that is finished is kept, and a training goes on after its last finished epoch.
 """
-import argparse, json, os, zlib
+import argparse, json, os
 from pathlib import Path
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -23,15 +23,17 @@ from objdet.bbox_aug import ssd_tfms, valid_tfms
 from objdet.detector import Detector, TopDownHead, load_detector
 from objdet.focal_nms import FocalLoss, detect
 from objdet.learner import Learner, read_weights, set_seed, write_whole
+from objdet.mean_ap import ap_by_size
 from objdet.pascal_data import DataLoaders, DetectionDataset, load_annotations, pad_batch
 from objdet.score import mean_ap
 from objdet.single_obj import create_body
 from objdet.ssd_loss import SSDLoss
-from objdet.your_data import train_detector
+from objdet.your_data import _check_checkpoint, _fingerprint, train_detector
 from notebooks import root, write
 
 SIZE, EARLY, ZOOM = 288, 7, 2. # side of the squares; layers before EARLY are asked once; widest zoom-out
 TAPS, GRIDS = (14, 19), (18, 9, 5, 3, 2)
+SIDES = 16, 32, 64, 128 # ends of the sizes of objects, scored apart
 MACHINE = f'{os.cpu_count()} CPU cores'
 CARD = dict(data='PASCAL VOC 2007 train, 2,500 pictures without difficult objects', body="torchvision's mobilenet_v2, ImageNet weights; early layers as they were",
             license='MIT (weights of the body); the pictures belong to their photographers')
@@ -69,19 +71,11 @@ def load(a):
     return trn, load_annotations(a.data, 'val', classes=trn.classes, missing='skip')
 
 
-def same(file, asked, what):
-    "Keep in `file` what was asked for; `SystemExit` if something else was asked for before"
-    if not file.exists(): return write(file, json.dumps(asked, indent=1) + '\n')
-    was = json.loads(file.read_text(encoding='utf-8'))
-    if odd := [f'{k} {was.get(k)!r}, asked for is {v!r}' for k, v in asked.items() if was.get(k) != v]:
-        raise SystemExit(f'{file}: {what} made with {"; ".join(odd)}. remove what was made so, or choose another --cache or --name')
-
-
 def check_views(a, trn, val, early):
     "Stop where the views in `a.cache` are of other pictures, boxes or weights"
-    def crc(parts): return zlib.crc32(b''.join(parts))
-    sides = {k: crc(o for r in ann for o in (r.file.name.encode(), r.boxes.tobytes(), r.labels.tobytes(), r.difficult.tobytes())) for k, ann in dict(train=trn, val=val).items()}
-    same(a.cache/'views.json', dict(sides, weights=crc(v.numpy().tobytes() for v in early.state_dict().values()), size=SIZE), 'views')
+    file, mark = a.cache/'views.txt', ' '.join(str(int(_fingerprint(ann, early, SIZE))) for ann in (trn, val))
+    if not file.exists(): write(file, mark)
+    if file.read_text() != mark: raise SystemExit(f'{a.cache}: holds views of other pictures, boxes or weights than {a.data}, {a.weights}; remove it, or give another --cache')
 
 
 def prepare(a):
@@ -149,12 +143,11 @@ def train(a):
     truth = DetectionDataset(trn).targets(SIZE)
     det = new_detector(a, trn.classes, torch.cat([truth[i]['boxes'][~truth[i]['difficult']] for i in ids])/SIZE)
     check_views(a, trn, val, det.body[:EARLY])
-    ckpt, asked = a.cache/f'{a.name}.ckpt', {k: getattr(a, k) for k in (*RECIPE, 'seed', 'views', 'choose')}
-    if not ckpt.exists(): (a.cache/f'{a.name}.json').unlink(missing_ok=True)
-    same(a.cache/f'{a.name}.json', asked, 'training')
+    ckpt, late = a.cache/f'{a.name}.ckpt', Late(det)
+    late.register_buffer('mark', _check_checkpoint(ckpt, _fingerprint(trn, det.body, *(getattr(a, k) for k in (*RECIPE, 'seed', 'views', 'choose')))))
     loss = SSDLoss(det.anchors, det.grid_sizes, SIZE, len(trn.classes), FocalLoss(len(trn.classes), a.alpha, a.gamma), a.thresh, a.loc, generalized_box_iou_loss)
     trained, few = Trained(a.cache, a.views, ids, a.bs), Plain(a.cache/f'{file}.pt', held[:100]) # the few only show the loss
-    learn = Learner(Late(det), DataLoaders(trained, few), loss, groups=[det.body[EARLY:], det.head], wd=a.wd)
+    learn = Learner(late, DataLoaders(trained, few), loss, groups=[det.body[EARLY:], det.head], wd=a.wd)
     trained.epochs_done = lambda: len(learn.history)
     learn.fit_one_cycle(a.epochs, [a.lr*a.body, a.lr], checkpoint=ckpt)
     det.plan['notes'].update(CARD, recipe={k: getattr(a, k) for k in RECIPE}, pictures=len(ids), seed=a.seed, choose=a.choose, epochs=a.epochs, objdet=__version__,
@@ -185,7 +178,9 @@ def report(a, found, truth, classes, notes):
     print(score); print(score.table(classes))
     for name, kw in dict(area=dict(method='area'), coco50=dict(method='101point')).items():
         more[name] = round(mean_ap(found, truth, n_classes=len(classes), **kw).map, 4)
-    row = dict(name=a.name, map=round(score.map, 4), **more, pictures=[notes['pictures'], len(found)], choose=a.choose, seed=notes['seed'], recipe=notes.get('recipe', {}),
+    sizes = ap_by_size(found, truth, SIDES, n_classes=len(classes))
+    print('sides in pixels of the square:', *(f'{k} {v}' for k, v in sizes.items()), sep='\n')
+    row = dict(name=a.name, map=round(score.map, 4), **more, sizes={k: round(v.map, 4) for k, v in sizes.items()}, pictures=[notes['pictures'], len(found)], choose=a.choose, seed=notes['seed'], recipe=notes.get('recipe', {}),
                epochs=notes['epochs'], seconds=notes['seconds'], threads=torch.get_num_threads(), machine=MACHINE, torch=torch.__version__,
                ap={c: round(float(v), 4) for c, v in zip(classes, score.ap)})
     write(a.out, json.dumps([r for r in read_rows(a.out) if r['name'] != a.name] + [row], indent=1) + '\n')

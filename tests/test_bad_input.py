@@ -3,16 +3,10 @@ import math
 import pytest, torch
 from torchvision import tv_tensors
 import bad_input as bad
-from bad_input import provoke, rows, waiting
+from bad_input import provoke, rows
 
 
-def marked(row):
-    "The row; expected to fail while it waits for its mend, and to say so once it does not"
-    marks = [pytest.mark.xfail(strict=True, reason=waiting[row.name])] if row.name in waiting else []
-    return pytest.param(row, id=row.name, marks=marks)
-
-
-@pytest.mark.parametrize('row', [marked(r) for r in rows])
+@pytest.mark.parametrize('row', rows, ids=lambda r: r.name)
 def test_bad_input(row):
     "An error of another type (KeyError, torch's own), silence, or a message without the file or the value fails"
     error, said = provoke(row)
@@ -21,11 +15,10 @@ def test_bad_input(row):
 
 
 def test_the_table():
-    "Four areas, names that occur once, a part to look for in each row: an empty table or an empty row would pass everything"
+    "Five areas, names that occur once, a part to look for in each row: an empty table or an empty row would pass everything"
     assert len(rows) >= 60 and len({r.name for r in rows}) == len(rows)
     assert {r.area for r in rows} == {'Data', 'Anchors', 'Training', 'Detection', 'Scoring'}
     assert all(r.parts and all(r.parts) and r.wrong for r in rows)
-    assert waiting.keys() <= {r.name for r in rows}
 
 
 def test_what_is_not_spoiled_is_accepted(tmp_path):

@@ -33,5 +33,5 @@ def test_ssd_loss(run, monkeypatch):
 
 def test_detect_file(run, tmp_path):
     draw_picture('val', 0)[0].save(tmp_path/'a.png')
-    out = run(detect_file, f'--reps 1 {tmp_path}/a.png')
+    out = run(detect_file, f'--pairs 1 {tmp_path}/a.png')
     assert re.findall(r'^(\w+).*: squares of (\d+)', out, re.M) == [('sample', '128'), ('mobilenet_v2', '288')] and out.count('of which open and decode') == 2

@@ -50,8 +50,8 @@ def test_the_detector_says_where_it_comes_from(splits, trained):
 def test_detector_and_learner_are_one_network(splits, trained):
     "A head that was trained and another that was packed would differ; so would body layers out of order."
     det, learn = trained
-    early = create_body('symbols', 'DEFAULT').groups()[0].eval()
-    x = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    early = create_body('symbols', 'DEFAULT').groups()[0].eval().to(learn.device)
+    x = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)).to(learn.device)
     with torch.no_grad(): whole, halves = det(x), learn.model.eval()(early(x))
     assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(whole, halves))
 
@@ -87,7 +87,7 @@ def test_it_fits_in_a_file(trained, tmp_path):
     again = load_detector(tmp_path/'d.pt')
     assert again.plan == trained[0].plan
     x = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad(): assert torch.allclose(again(x)[0].sigmoid(), trained[0](x)[0].sigmoid(), atol=1e-2)
+    with torch.no_grad(): assert torch.allclose(again(x)[0].sigmoid(), trained[0](x.to(trained[1].device))[0].sigmoid().cpu(), atol=1e-2)
 
 
 def without_objects(a): return Annotations([replace(r, boxes=np.zeros((0, 4), np.float32), labels=np.zeros(0, np.int64), difficult=np.zeros(0, bool)) for r in a], a.classes, [])
