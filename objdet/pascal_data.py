@@ -8,9 +8,10 @@ __all__ = ['extract', 'download_voc2007', 'get_data', 'is_sample', 'voc_to_xyxy'
            'read_voc_xml', 'read_coco', 'load_annotations', 'load_splits', 'to_coco', 'largest_object', 'open_image',
            'DetectionDataset', 'squash', 'pad_batch', 'unpad', 'DataLoaders', 'dataloaders']
 
-# %% ../nbs/00_pascal_data.ipynb #d2e54efe
-import errno, gzip, json, lzma, os, tarfile, warnings, zlib
+# %% ../nbs/00_pascal_data.ipynb #307d7dfd
+import errno, gzip, json, lzma, os, socket, tarfile, warnings, zlib
 import xml.etree.ElementTree as ET
+from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
@@ -71,13 +72,24 @@ def extract(
             if not folder.is_dir(): raise # another process was first; its folder is as good
     return folder
 
-# %% ../nbs/00_pascal_data.ipynb #12a47f5d
+# %% ../nbs/00_pascal_data.ipynb #fb397894
+_patience = 60 # seconds without a byte
+
+@contextmanager
+def _at_most(seconds):
+    "Sockets that are opened in this block give up after `seconds` in which nothing comes"
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try: yield
+    finally: socket.setdefaulttimeout(before)
+
+# %% ../nbs/00_pascal_data.ipynb #c7c3d25e
 def _fetch(url, file, md5):
     "Download `url` to `file`, whole and with the checksum `md5` or not at all; nothing is fetched where it is there"
     from torchvision.datasets.utils import check_integrity, download_url
     if check_integrity(file, md5): return
     again = 'nothing was kept; try again, or give `get_data` the archive (.tar) or the unpacked folder'
-    with part_folder(file) as tmp:
+    with part_folder(file) as tmp, _at_most(_patience):
         try: download_url(url, str(tmp), file.name, md5)
         except RuntimeError as e:
             n = (tmp/file.name).stat().st_size if (tmp/file.name).exists() else 0
@@ -405,7 +417,9 @@ def _holder(folders, images):
     there = [f for f in folders if f.is_dir()] or folders
     return next((f for f in there if any((f/o['file_name']).exists() for o in images)), there[0])
 
-# %% ../nbs/00_pascal_data.ipynb #24b2af44
+# %% ../nbs/00_pascal_data.ipynb #be00ba29
+def _id_order(k): return isinstance(k, str), k # numbers first, then texts: a file may have both
+
 def read_coco(
     file, # A COCO `.json`
     images=None, # The folder of the pictures, or some to look in; by default `images` beside the file, and the file's own folder
@@ -416,7 +430,7 @@ def read_coco(
     d = _read_json(file)
     objs = _by_image(d, file)
     names = {o['id']: o['name'] for o in d['categories']}
-    classes = list(classes or dict.fromkeys(names[k] for k in sorted(names))) # two ids of one name are one class
+    classes = list(classes or dict.fromkeys(names[k] for k in sorted(names, key=_id_order))) # two ids of one name are one class
     folder = _holder(images or [file.parent/'images', file.parent], d['images'])
     return Annotations([_coco_record(o, objs[o['id']], names, classes, folder, file) for o in d['images']], classes, [])
 

@@ -3,6 +3,7 @@ import errno, hashlib, http.server, os, random, socket, struct, tarfile, threadi
 import pytest
 import torchvision.datasets.utils as tv
 from torchvision.datasets.voc import DATASET_YEAR_DICT
+from objdet import pascal_data
 from objdet.pascal_data import extract, get_data
 from objdet.sample import part_folder
 
@@ -27,6 +28,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_response(200); self.send_header('Content-Length', len(data)); self.end_headers()
         self.wfile.write(data[:len(data)//2] if fault else data)
         self.wfile.flush()
+        if fault == 'silent': self.connection.settimeout(None); self.connection.recv(1)  # until the other end gives up
         if fault == 'reset': self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))  # close with RST
         if fault: self.connection.close()
 
@@ -59,6 +61,7 @@ def second_try_works(server, cache):
 
 def cut_off(s): s.fault = 'cut'
 def reset(s): s.fault = 'reset'
+def silent(s): s.fault = 'silent'
 def absent(s): s.fault = 'absent'
 def other_file(s): s.entry['md5'] = '0'*32
 def truncated(s): s.data = s.good[:100_000]; s.entry['md5'] = hashlib.md5(s.data).hexdigest()
@@ -67,13 +70,15 @@ def no_archive(s): s.data = b'<html>moved</html>'; s.entry['md5'] = hashlib.md5(
 @pytest.mark.parametrize('spoil, error, words', [
     (cut_off, (RuntimeError, ConnectionError), ['/voc.tar', 'try again']),  # newer Pythons notice before the checksum does
     (reset, ConnectionError, ['/voc.tar: the download failed', 'try again']),
+    (silent, ConnectionError, ['/voc.tar: the download failed', 'timed out', 'try again']),  # without a limit this would never end
     (absent, ConnectionError, ['/voc.tar: the download failed', '404', 'the archive (.tar)']),
     (other_file, RuntimeError, ['/voc.tar', 'bytes that came', f'checksum is not {"0"*32}', 'try again']),
     (truncated, ValueError, ['voc.tar: not a whole tar archive', 'nothing was unpacked', 'Get the file again']),
     (no_archive, ValueError, ['voc.tar: not a whole tar archive', 'Get the file again']),
 ])
-def test_a_server_that_fails(server, tmp_path, spoil, error, words):
+def test_a_server_that_fails(server, tmp_path, monkeypatch, spoil, error, words):
     spoil(server)
+    if spoil is silent: monkeypatch.setattr(pascal_data, '_patience', .5)
     with pytest.raises(error) as e: get_data('voc2007')
     assert all(w in str(e.value) for w in words), e.value
     assert names(tmp_path/'cache') in (['downloads'], ['downloads', 'downloads/voc.tar'])

@@ -92,6 +92,11 @@ def test_coco_categories_of_one_name_are_one_class(tmp_path):
     a = layout(tmp_path, 'p.jpg', 'train.json', categories=[dict(id=0, name='pill'), dict(id=1, name='pill')], annotations=[box])
     assert a.classes == ['pill'] and a[0].labels.tolist() == [0]
 
+def test_coco_category_ids_may_be_numbers_and_texts(tmp_path):
+    "Sorting them was a TypeError that named no file"
+    a = layout(tmp_path, 'p.jpg', 'train.json', categories=[dict(id='x', name='owl'), dict(id=10, name='dog'), dict(id=9, name='cat')], annotations=[])
+    assert a.classes == ['cat', 'dog', 'owl']
+
 def test_a_single_coco_file_has_three_splits(tmp_path):
     "A mistyped split meant all pictures"
     ims = [dict(id=i, file_name=f'{i}.jpg', width=9, height=9) for i in range(10)]
