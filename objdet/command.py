@@ -10,6 +10,11 @@ import argparse, json, os, sys
 from pathlib import Path
 from . import __version__
 
+# %% ../nbs/97_command.ipynb #3d7c0982
+def _say(message):
+    "One line on standard error"
+    print('objdet:', ' '.join(str(message).split()), file=sys.stderr)
+
 # %% ../nbs/97_command.ipynb #5b386c26
 class _Parser(argparse.ArgumentParser):
     def __init__(self, *args, **kw): super().__init__(*args, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **kw)
@@ -23,10 +28,10 @@ def _unit(text):
     if not 0 <= v <= 1: raise argparse.ArgumentTypeError(f'{text} is not a number from 0 to 1')
     return v
 
-# %% ../nbs/97_command.ipynb #649deb85
+# %% ../nbs/97_command.ipynb #8eeece15
 def _count(text):
     "A whole number from 1 up"
-    if not text.isdigit() or int(text) < 1: raise argparse.ArgumentTypeError(f'{text} is not a whole number from 1 up')
+    if not text.isdecimal() or int(text) < 1: raise argparse.ArgumentTypeError(f'{text} is not a whole number from 1 up')
     return int(text)
 
 # %% ../nbs/97_command.ipynb #791dadf2
@@ -37,76 +42,6 @@ file, class, score, and the box x1, y1, x2, y2 in the picture's pixels.
   objdet detect photos --model mine.pt --out drawn
   objdet detect photos --thresh .01 --out found.json
 """
-
-# %% ../nbs/97_command.ipynb #5004376f
-def _add_detect(sub):
-    p = sub.add_parser('detect', help='find objects in pictures', description=_detect_help)
-    p.add_argument('pictures', nargs='+', metavar='PICTURE', help='a picture, or a folder: all pictures in it')
-    p.add_argument('--model', default='voc', help="a file that training wrote; `voc`, which knows twenty kinds of things in photographs, or `sample`, which knows "
-                   "the course's drawings (default: %(default)s)")
-    p.add_argument('--thresh', type=_unit, default=.3, help='least score, 0 to 1 (default: %(default)s; .01 for scoring)')
-    p.add_argument('--out', type=Path, help='FOLDER for the pictures with their boxes drawn, as PNG; or FILE.json for the detections as COCO has them')
-    p.add_argument('--draw', action='store_true', help='draw even with --out FILE.json (into a folder FILE beside it) or without --out (into `detections`)')
-    p.add_argument('--device', help='cpu, cuda, … (default: cuda where there is one)')
-    p.set_defaults(run=detect_command)
-
-# %% ../nbs/97_command.ipynb #cd5c509c
-_train_help = """Train a detector on your own data, score it on the validation pictures and save it to one file.
-After each epoch the state is kept beside that file: the same command, given again, goes on after an interruption.
-
-  objdet train sample --epochs 5
-  objdet train path/to/voc_or_coco --out mine.pt
-  objdet train annotations.json --body mobilenet_v2 --weights mobilenet_v2.pth --size 288
-
-DATA is a VOC devkit, as a folder or a tar file, a COCO folder, or a COCO JSON beside its pictures; or `sample`, or
-`voc2007`, which is downloaded.
-"""
-
-# %% ../nbs/97_command.ipynb #05a1392d
-def _add_train(sub):
-    p = sub.add_parser('train', help='train a detector on your own data', description=_train_help)
-    p.add_argument('data', metavar='DATA', help='pictures and their annotations')
-    p.add_argument('--out', type=Path, default=Path('detector.pt'), help='the file to write (default: %(default)s)')
-    p.add_argument('--epochs', type=_count, default=10, help='times through the data (default: %(default)s)')
-    p.add_argument('--body', help='`symbols`, trained on drawings (the default, unless OBJDET_BODY is set), or a classifier of torchvision such as mobilenet_v2 or resnet34, for photographs')
-    p.add_argument('--weights', help="the body's weights: DEFAULT (downloaded), a file, or none")
-    p.add_argument('--size', type=_count, help="side of the square in pixels, a multiple of the body's stride (default: eight cells: 128 for symbols, 256 for mobilenet_v2)")
-    p.add_argument('--bs', type=_count, default=32, help='pictures a batch; fewer for a few hundred pictures (default: %(default)s)')
-    p.add_argument('--seed', type=int, default=42, help='of everything that is left to chance (default: %(default)s)')
-    how = p.add_mutually_exclusive_group()
-    how.add_argument('--resume', action='store_true', help='go on where an interrupted training stopped; an error if there is none')
-    how.add_argument('--fresh', action='store_true', help='start anew, whatever is there')
-    p.set_defaults(run=train_command)
-
-# %% ../nbs/97_command.ipynb #d15d4236
-_score_help = """Score detections against the truth: mean average precision, and a table by class.
-
-  objdet score found.json path/to/voc --split val
-  objdet score found.json truth.json --method 101point --coco
-
-PREDS is a COCO result file, as `objdet detect --thresh .01 --out found.json` writes it. A low threshold matters: what is
-cut off counts as not found. TRUTH is a COCO JSON, or a folder with a VOC devkit or COCO files.
-"""
-
-# %% ../nbs/97_command.ipynb #6e4f1f0a
-def _add_score(sub):
-    p = sub.add_parser('score', help='score detections against the truth', description=_score_help)
-    p.add_argument('preds', type=Path, metavar='PREDS', help='detections, COCO result JSON')
-    p.add_argument('truth', type=Path, metavar='TRUTH', help='annotations: a COCO JSON, a folder, or `sample`')
-    p.add_argument('--split', help='which pictures: train, val, … (default: val of a folder, all of a JSON)')
-    p.add_argument('--iou', type=_unit, default=.5, help='overlap that makes a hit (default: %(default)s)')
-    p.add_argument('--method', default='11point', choices=('11point', 'area', '101point'), help='VOC 2007, VOC 2010 or COCO (default: %(default)s)')
-    p.add_argument('--coco', action='store_true', help="print COCO's figures too")
-    p.set_defaults(run=score_command)
-
-# %% ../nbs/97_command.ipynb #7355c741
-def _parser():
-    p = _Parser(prog='objdet', description='Detect objects in pictures, train a detector, score it.',
-                epilog='objdet detect --help and so on tell more, with examples.')
-    p.add_argument('--version', action='version', version=f'objdet {__version__}')
-    sub = p.add_subparsers(required=True, metavar='detect | train | score', parser_class=_Parser)
-    for add in (_add_detect, _add_train, _add_score): add(sub)
-    return p
 
 # %% ../nbs/97_command.ipynb #9cc907f2
 def _files(pictures):
@@ -176,25 +111,6 @@ def _predict(det, files, thresh, broken, bs=16):
                 except (ValueError, OSError) as e: broken.append(str(e))
                 else: yield o, d
 
-# %% ../nbs/97_command.ipynb #e08dd65b
-def detect_command(
-    a, # Arguments of `objdet detect`
-) -> int: # 0, or 2 if a picture could not be read
-    "`objdet detect`"
-    files, to_json = _files(a.pictures), a.out is not None and a.out.suffix == '.json'
-    folder = a.out.with_suffix('') if to_json and a.draw else None if to_json else a.out or (Path('detections') if a.draw else None)
-    to = _drawings(files, folder) if folder else {}
-    det = _load(a.model, a.device)
-    if folder: folder.mkdir(parents=True, exist_ok=True)
-    broken, found = [], {}
-    for o, d in _predict(det, files, a.thresh, broken):
-        _print_detections(o, d)
-        if folder: _draw(o, d, det.classes, to[o])
-        found[o] = d
-    if to_json: _write_json(_results(list(found.values()), list(found), det.classes), a.out)
-    for message in broken: _say(message)
-    return 2 if broken else 0
-
 # %% ../nbs/97_command.ipynb #01aa0a1a
 def _load(model, device):
     "The detector, where it is to work"
@@ -211,18 +127,56 @@ def _print_detections(file, d):
     for name, score, box in zip(d['names'], d['scores'].tolist(), d['boxes'].tolist()):
         tqdm.write('\t'.join([str(file), name, f'{score:.3f}', *(f'{v:.1f}' for v in box)]), file=sys.stdout)
 
-# %% ../nbs/97_command.ipynb #3d7c0982
-def _say(message):
-    "One line on standard error"
-    print('objdet:', ' '.join(str(message).split()), file=sys.stderr)
+# %% ../nbs/97_command.ipynb #b8a9d8a0
+def detect_command(
+    a, # Arguments of `objdet detect`
+) -> int: # 0, or 2 if a picture could not be read
+    "`objdet detect`"
+    files, to_json = _files(a.pictures), a.out is not None and a.out.suffix.lower() == '.json'
+    folder = a.out.with_suffix('') if to_json and a.draw else None if to_json else a.out or (Path('detections') if a.draw else None)
+    to = _drawings(files, folder) if folder else {}
+    det = _load(a.model, a.device)
+    if folder: folder.mkdir(parents=True, exist_ok=True)
+    broken, found = [], {}
+    for o, d in _predict(det, files, a.thresh, broken):
+        _print_detections(o, d)
+        if folder: _draw(o, d, det.classes, to[o])
+        found[o] = d
+    if to_json: _write_json(_results(list(found.values()), list(found), det.classes), a.out)
+    for message in broken: _say(message)
+    return 2 if broken else 0
 
-# %% ../nbs/97_command.ipynb #e6f99bca
+# %% ../nbs/97_command.ipynb #5004376f
+def _add_detect(sub):
+    p = sub.add_parser('detect', help='find objects in pictures', description=_detect_help)
+    p.add_argument('pictures', nargs='+', metavar='PICTURE', help='a picture, or a folder: all pictures in it')
+    p.add_argument('--model', default='voc', help="a file that training wrote; `voc`, which knows twenty kinds of things in photographs, or `sample`, which knows "
+                   "the course's drawings (default: %(default)s)")
+    p.add_argument('--thresh', type=_unit, default=.3, help='least score, 0 to 1 (default: %(default)s; .01 for scoring)')
+    p.add_argument('--out', type=Path, help='FOLDER for the pictures with their boxes drawn, as PNG; or FILE.json for the detections as COCO has them')
+    p.add_argument('--draw', action='store_true', help='draw even with --out FILE.json (into a folder FILE beside it) or without --out (into `detections`)')
+    p.add_argument('--device', help='cpu, cuda, … (default: cuda where there is one)')
+    p.set_defaults(run=detect_command)
+
+# %% ../nbs/97_command.ipynb #cd5c509c
+_train_help = """Train a detector on your own data, score it on the validation pictures and save it to one file.
+After each epoch the state is kept beside that file: the same command, given again, goes on after an interruption.
+
+  objdet train sample --epochs 5
+  objdet train path/to/voc_or_coco --out mine.pt
+  objdet train annotations.json --body mobilenet_v2 --weights mobilenet_v2.pth --size 288
+
+DATA is a VOC devkit, as a folder or a tar file, a COCO folder, or a COCO JSON beside its pictures; or `sample`, or
+`voc2007`, which is downloaded.
+"""
+
+# %% ../nbs/97_command.ipynb #11a40f04
 def _checkpoint(a):
     "Where the state of the training is kept; `ValueError` or `FileNotFoundError` if it cannot be meant"
     state = a.out.with_name(f'{a.out.stem}.checkpoint.pt')
-    if a.fresh: state.unlink(missing_ok=True)
-    elif a.resume and not state.is_file(): raise FileNotFoundError(f'{state}: no interrupted training to go on with')
-    elif a.out.exists() and not state.is_file(): raise ValueError(f'{a.out}: already there; choose another --out, or --fresh to train it anew')
+    if a.fresh: return state
+    if a.resume and not state.is_file(): raise FileNotFoundError(f'{state}: no interrupted training to go on with')
+    if a.out.exists() and not state.is_file(): raise ValueError(f'{a.out}: already there; choose another --out, or --fresh to train it anew')
     return state
 
 # %% ../nbs/97_command.ipynb #576574ab
@@ -232,7 +186,17 @@ def _data(data):
     try: return get_data(data)
     except RuntimeError as e: raise ValueError(str(e)) from e
 
-# %% ../nbs/97_command.ipynb #d2faac30
+# %% ../nbs/97_command.ipynb #36f5fbb8
+def _print_score(preds, truth, method, iou, coco=False):
+    "mAP, the table by class, and COCO's figures where wanted"
+    from objdet.score import coco_ap, mean_ap
+    targets = [dict(boxes=r.boxes, labels=r.labels, difficult=r.difficult) for r in truth.records]
+    score = mean_ap(preds, targets, iou, method, n_classes=len(truth.classes))
+    print(score.table(truth.classes))
+    print(score)
+    if coco: print(coco_ap(preds, targets, n_classes=len(truth.classes)))
+
+# %% ../nbs/97_command.ipynb #61698f6d
 def train_command(
     a, # Arguments of `objdet train`
 ) -> int: # 0
@@ -243,6 +207,7 @@ def train_command(
     a.out.parent.mkdir(parents=True, exist_ok=True)
     trn, val = load_splits(_data(a.data))
     print(f'train: {trn}\nval: {val}')
+    if a.fresh: state.unlink(missing_ok=True) # only now: the data may have been mistyped
     if state.is_file(): print(f'going on from {state}')
     det, _ = train_detector(trn, val, epochs=a.epochs, size=a.size, body=a.body, weights=a.weights, checkpoint=state, seed=a.seed, bs=a.bs)
     det.save(a.out)
@@ -250,6 +215,32 @@ def train_command(
     _print_score(det.predict([r.file for r in val.records], .01), val, '11point', .5)
     print(f'written: {a.out}')
     return 0
+
+# %% ../nbs/97_command.ipynb #05a1392d
+def _add_train(sub):
+    p = sub.add_parser('train', help='train a detector on your own data', description=_train_help)
+    p.add_argument('data', metavar='DATA', help='pictures and their annotations')
+    p.add_argument('--out', type=Path, default=Path('detector.pt'), help='the file to write (default: %(default)s)')
+    p.add_argument('--epochs', type=_count, default=10, help='times through the data (default: %(default)s)')
+    p.add_argument('--body', help='`symbols`, trained on drawings (the default, unless OBJDET_BODY is set), or a classifier of torchvision such as mobilenet_v2 or resnet34, for photographs')
+    p.add_argument('--weights', help="the body's weights: DEFAULT (downloaded), a file, or none")
+    p.add_argument('--size', type=_count, help="side of the square in pixels, a multiple of the body's stride (default: eight cells: 128 for symbols, 256 for mobilenet_v2)")
+    p.add_argument('--bs', type=_count, default=32, help='pictures a batch; fewer for a few hundred pictures (default: %(default)s)')
+    p.add_argument('--seed', type=int, default=42, help='of everything that is left to chance (default: %(default)s)')
+    how = p.add_mutually_exclusive_group()
+    how.add_argument('--resume', action='store_true', help='go on where an interrupted training stopped; an error if there is none')
+    how.add_argument('--fresh', action='store_true', help='start anew, whatever is there')
+    p.set_defaults(run=train_command)
+
+# %% ../nbs/97_command.ipynb #d15d4236
+_score_help = """Score detections against the truth: mean average precision, and a table by class.
+
+  objdet score found.json path/to/voc --split val
+  objdet score found.json truth.json --method 101point --coco
+
+PREDS is a COCO result file, as `objdet detect --thresh .01 --out found.json` writes it. A low threshold matters: what is
+cut off counts as not found. TRUTH is a COCO JSON, or a folder with a VOC devkit or COCO files.
+"""
 
 # %% ../nbs/97_command.ipynb #a4ff5e95
 def _truth(path, split):
@@ -267,13 +258,15 @@ def _numbers(what, names, known, rows, key, path):
     if len(kept) < len(rows): _say(f'left out {len(rows) - len(kept)} of {len(rows)} detections: the truth has no {what} {next(n for n in names if n not in known)!r}')
     return kept
 
-# %% ../nbs/97_command.ipynb #2cf4bb55
+# %% ../nbs/97_command.ipynb #f8f27e0c
 def _renumber(rows, truth, path):
     "Rows of a result file with the truth's numbers of pictures and classes, by their names"
     from objdet.pascal_data import to_coco
     coco = to_coco(truth)
     images, classes = ({Path(o[k]).name: o['id'] for o in coco[part]} for k, part in (('file_name', 'images'), ('name', 'categories')))
     if len(images) < len(truth): raise ValueError(f'{path}: names pictures, and the truth has two of one name; leave file_name out')
+    files = {r['file_name'] for r in rows}
+    if len({Path(o).name for o in files}) < len(files): raise ValueError(f'{path}: has detections of two files of one name; leave file_name out')
     rows = _numbers('picture', [Path(r['file_name']).name for r in rows], images, rows, 'image_id', path)
     return _numbers('class', [r['category'] for r in rows], classes, rows, 'category_id', path)
 
@@ -291,16 +284,6 @@ def _read_preds(path, truth):
         _write_json(_renumber(rows, truth, path), file)
         return read_coco_results(file, truth)
 
-# %% ../nbs/97_command.ipynb #36f5fbb8
-def _print_score(preds, truth, method, iou, coco=False):
-    "mAP, the table by class, and COCO's figures where wanted"
-    from objdet.score import coco_ap, mean_ap
-    targets = [dict(boxes=r.boxes, labels=r.labels, difficult=r.difficult) for r in truth.records]
-    score = mean_ap(preds, targets, iou, method, n_classes=len(truth.classes))
-    print(score.table(truth.classes))
-    print(score)
-    if coco: print(coco_ap(preds, targets, n_classes=len(truth.classes)))
-
 # %% ../nbs/97_command.ipynb #7e438d9a
 def score_command(
     a, # Arguments of `objdet score`
@@ -314,15 +297,36 @@ def score_command(
     _print_score(preds, truth, a.method, a.iou, a.coco)
     return 0
 
-# %% ../nbs/97_command.ipynb #62c5780f
+# %% ../nbs/97_command.ipynb #6e4f1f0a
+def _add_score(sub):
+    p = sub.add_parser('score', help='score detections against the truth', description=_score_help)
+    p.add_argument('preds', type=Path, metavar='PREDS', help='detections, COCO result JSON')
+    p.add_argument('truth', type=Path, metavar='TRUTH', help='annotations: a COCO JSON, a folder, or `sample`')
+    p.add_argument('--split', help='which pictures: train, val, … (default: val of a folder, all of a JSON)')
+    p.add_argument('--iou', type=_unit, default=.5, help='overlap that makes a hit (default: %(default)s)')
+    p.add_argument('--method', default='11point', choices=('11point', 'area', '101point'), help='VOC 2007, VOC 2010 or COCO (default: %(default)s)')
+    p.add_argument('--coco', action='store_true', help="print COCO's figures too")
+    p.set_defaults(run=score_command)
+
+# %% ../nbs/97_command.ipynb #7355c741
+def _parser():
+    p = _Parser(prog='objdet', description='Detect objects in pictures, train a detector, score it.',
+                epilog='objdet detect --help and so on tell more, with examples.')
+    p.add_argument('--version', action='version', version=f'objdet {__version__}')
+    sub = p.add_subparsers(required=True, metavar='detect | train | score', parser_class=_Parser)
+    for add in (_add_detect, _add_train, _add_score): add(sub)
+    return p
+
+# %% ../nbs/97_command.ipynb #763032b4
 def main(
     argv=None, # Words after `objdet`; those of the command line by default
 ) -> int: # Exit status: 0, 2 for bad input, 130 after Ctrl-C, 141 if the reader of our output has gone
     "The command `objdet`"
     try:
-        a = _parser().parse_args(argv)
-        return a.run(a)
-    except SystemExit as e: return e.code or 0 # argparse, after --help or an error
+        try: a = _parser().parse_args(argv); status = a.run(a)
+        except SystemExit as e: status = e.code or 0 # argparse, after --help or an error
+        sys.stdout.flush() # here, where it is noticed if the reader has gone
+        return status
     except KeyboardInterrupt: _say('interrupted'); return 130
     except BrokenPipeError: # the reader of our output has gone, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()); return 141

@@ -124,17 +124,32 @@ def grids(self:Detector,
         if i in self.plan['taps']: out.append(x)
     return out if len(out) > 1 else out[0]
 
-# %% ../nbs/94_detector.ipynb #520c76d9
+# %% ../nbs/94_detector.ipynb #d21f10a5
+def _shapes(module): return {k: tuple(v.shape) for k, v in module.state_dict().items()}
+
+@patch
+def _check_head(self:Detector, grids):
+    "Raise `ValueError` if `head_args` is not what the head was made with; `grids` is what the head takes"
+    nin = [g.shape[1] for g in grids] if isinstance(grids, list) else grids.shape[1]
+    try:
+        with torch.device('meta'): want = _shapes(_heads[self.plan['head']](nin, len(self.classes), **self.plan['head_args']))
+    except (RuntimeError, TypeError, ValueError) as e: raise ValueError(f'head_args {self.plan["head_args"]} make no {self.plan["head"]}: {e}') from e
+    have = _shapes(self.head)
+    odd = next((k for k in have | want if have.get(k) != want.get(k)), None)
+    if odd: raise ValueError(f'head_args are not what the head was made with: its {odd} is {have.get(odd)}, they make {want.get(odd)}')
+
+# %% ../nbs/94_detector.ipynb #508a3d2e
 @patch
 def _check_shapes(self:Detector):
     "Raise `ValueError` if the head cannot take what the body gives, or its rows and columns are not those of anchors and classes"
     k, c = len(self.anchors), len(self.classes)
     x = torch.zeros(1, 3, self.size, self.size, device=next(self.parameters()).device)
     try:
-        with _evaluating(self), torch.inference_mode(): shapes = [tuple(o.shape) for o in self(x)]
+        with _evaluating(self), torch.inference_mode(): grids = self.grids(x); shapes = [tuple(o.shape) for o in self.head(grids)]
     except (RuntimeError, TypeError, ValueError) as e: raise ValueError(f'body and head do not fit each other: {e}') from e
     if shapes != [(1, k, c + 1), (1, k, 4)]:
         raise ValueError(f'the head gives {shapes[0][1]} rows of {shapes[0][2]} classes for {k} anchors and {c} classes with background')
+    self._check_head(grids)
 
 # %% ../nbs/94_detector.ipynb #008f99b5
 def _half(v):
@@ -162,12 +177,12 @@ def save(self:Detector,
 # %% ../nbs/94_detector.ipynb #130b4032
 _plan_types = dict(body=str, taps=list, head=str, head_args=dict, classes=list, anchors=list, size=int, notes=dict)
 
-# %% ../nbs/94_detector.ipynb #4cbc0a22
+# %% ../nbs/94_detector.ipynb #2631cfbd
 def _check_plan(plan, path):
     "Raise `ValueError` naming the file and the value if a plan is not of the form that `Detector` writes"
     for k, t in _plan_types.items():
         if k not in plan: raise ValueError(f'{path}: the plan has no {k!r}; expected {", ".join(_plan_types)}')
-        if not isinstance(plan[k], t): raise ValueError(f'{path}: {k} is {plan[k]!r:.60}; expected a {t.__name__}')
+        if not isinstance(plan[k], t): raise ValueError(f'{path}: {k} is {plan[k]!r:.60}; expected {t.__name__}')
     if not plan['classes'] or not all(isinstance(o, str) for o in plan['classes']): raise ValueError(f'{path}: classes are {plan["classes"]!r:.60}; expected names')
     if not 16 <= plan['size'] <= 4096: raise ValueError(f'{path}: size is {plan["size"]}; expected 16 to 4096 pixels')
     if plan['head'] not in _heads: raise ValueError(f'{path}: unknown head {plan["head"]!r}; expected one of {", ".join(_heads)}')
@@ -299,6 +314,11 @@ def _check_picture(o, where):
     elif not isinstance(o, Image.Image):
         raise TypeError(f'{where} is {o!r:.60}; expected a path, a PIL image, an (h, w, 3) uint8 array or a (3, h, w) uint8 tensor')
 
+# %% ../nbs/94_detector.ipynb #be19edc8
+def _squash(im, size):
+    "Height and width of a picture, and the picture as a square of `size`, as `squash` of lesson 00 makes it"
+    return im.shape[1:], resize(im, [size, size], antialias=True)
+
 # %% ../nbs/94_detector.ipynb #58f8b53a
 @patch
 def _detect(self:Detector, x, thresh, overlap, top_k):
@@ -342,11 +362,6 @@ def predict(self:Detector,
         boxes = self._detect(torch.stack(squares), thresh, overlap, top_k)
         found += [self._unsquash(d, *shape) for d, shape in zip(boxes, shapes)]
     return found
-
-# %% ../nbs/94_detector.ipynb #be19edc8
-def _squash(im, size):
-    "Height and width of a picture, and the picture as a square of `size`, as `squash` of lesson 00 makes it"
-    return im.shape[1:], resize(im, [size, size], antialias=True)
 
 # %% ../nbs/94_detector.ipynb #aa8d6017
 @patch

@@ -1,5 +1,5 @@
 "The command `objdet`, in this process: what it prints, what it writes, how it ends"
-import json, subprocess, sys
+import json, os, subprocess, sys
 from pathlib import Path
 import numpy as np, pytest, torch
 from PIL import Image
@@ -117,7 +117,7 @@ wrong = {'no verb': ([], 'required'), 'another verb': (['delect'], "'delect'"), 
          'empty folder': (['detect', 'empty'], 'empty: no picture in this folder'), 'threshold': (['detect', 'photos', '--thresh', '30'], '30 is not a number from 0 to 1'),
          'threshold nan': (['detect', 'photos', '--thresh', 'nan'], 'nan is not'), 'no model': (['detect', 'photos', '--model', 'no.pt'], 'no.pt: no such'), 'other model': (['detect', 'photos', '--model', 'text.txt'], 'text.txt: not a file'),
          'a picture to write to': (['detect', 'photos', '--out', 'text.txt'], 'text.txt: a file; expected a folder'), 'device': (['detect', 'photos', '--model', 'MODEL', '--device', 'abacus'], "device 'abacus' cannot be used"),
-         'no data': (['train', 'nowhere'], 'nowhere'), 'epochs': (['train', 'sample', '--epochs', '0'], '0 is not a whole number'), 'nothing to resume': (['train', 'sample', '--resume'], 'detector.checkpoint.pt: no interrupted training'),
+         'no data': (['train', 'nowhere'], 'nowhere'), 'epochs': (['train', 'sample', '--epochs', '0'], '0 is not a whole number'), 'no digit': (['train', 'sample', '--size', '²'], '² is not a whole number'), 'nothing to resume': (['train', 'sample', '--resume'], 'detector.checkpoint.pt: no interrupted training'),
          'both': (['train', 'sample', '--resume', '--fresh'], 'not allowed with'), 'there already': (['train', 'sample', '--out', 'text.txt'], 'text.txt: already there'),
          'no detections': (['score', 'no.json', 'DATA'], 'no.json: no such file'), 'no truth': (['score', 'list.json', 'nowhere'], 'nowhere'), 'no json': (['score', 'text.txt', 'DATA'], 'text.txt: malformed JSON'),
          'no list': (['score', 'dict.json', 'DATA'], 'dict.json'), 'no entry': (['score', 'list.json', 'DATA'], 'list.json, entry 0'), 'overlap text': (['score', 'list.json', 'DATA', '--iou', 'x'], 'x is not'),
@@ -155,6 +155,18 @@ def test_data_that_cannot_be_had_is_one_line_and_2(monkeypatch, capsys, tmp_path
     monkeypatch.setattr(command, 'train_command', fail)
     with pytest.raises(RuntimeError): main(['train', 'voc2007'])
 
+def test_fresh_keeps_the_old_state_until_the_data_is_read(tmp_path, monkeypatch, capsys):
+    "A mistyped name cost the state of an interrupted training"
+    monkeypatch.chdir(tmp_path)
+    Path('m.checkpoint.pt').write_text('state')
+    assert main(['train', 'nowhere', '--fresh', '--out', 'm.pt']) == 2 and Path('m.checkpoint.pt').is_file()
+
+def test_two_files_of_one_name_are_not_one_picture(truth, val, capsys):
+    "Detections of a/1.jpg and of b/1.jpg both counted for the truth's 1.jpg"
+    row = dict(image_id=1, category_id=1, bbox=[1, 1, 5, 5], score=.9, category=val.classes[0])
+    Path('two.json').write_text(json.dumps([dict(row, file_name=f'{o}/{val[0].file.name}') for o in 'ab']))
+    assert main(['score', 'two.json', truth]) == 2 and 'two files of one name' in capsys.readouterr().err
+
 def test_train_hands_on_what_was_typed(truth, model, monkeypatch, capsys):
     "Its own training has tests of its own; here the state beside --out, and that it goes when the file is there"
     from objdet import your_data
@@ -188,5 +200,9 @@ def test_in_a_process_of_its_own_and_with_a_reader_that_leaves(photos, model):
     done.stdout.close()
     err = done.stderr.read()
     assert done.wait() == 141 and err == ''
+    env = {k: v for k, v in os.environ.items() if k != 'PYTHONUNBUFFERED'} # a few bytes wait until the process ends: that was 120 and a message
+    done = subprocess.Popen([*run[:3], '--version'], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+    done.stdout.close()
+    assert done.stderr.read() == '' and done.wait() == 141
     import re
     assert re.search(r"console_scripts=\['objdet=objdet.command:main'\]", Path(__file__).parents[1].joinpath('setup.py').read_text())
