@@ -1,6 +1,7 @@
 "What the programs beside this file that save a table have in common: their options, and rows of JSON, one a training, each with its settings"
-import argparse, hashlib, json, os
+import argparse, hashlib, json
 from pathlib import Path
+from objdet.learner import whole_file
 
 def parser(doc, out, seeds, epochs, lr):
     "Options that every such program has; `out` is its table, the others are defaults"
@@ -42,14 +43,8 @@ def read_rows(path, key, names, need):
     return rows
 
 def write_rows(rows, settings, path, **more):
-    "Write all rows, the settings of this run and what else is named to a temporary file, then rename: the file is whole or not there"
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tmp = path.with_name(f'{path.name}.{os.getpid()}.tmp')
-    try:
-        tmp.write_text(json.dumps(dict(settings=settings, **more, rows=rows), indent=1) + '\n', encoding='utf-8')
-        os.replace(tmp, path)
-    finally: tmp.unlink(missing_ok=True)
+    "Write all rows, the settings of this run and what else is named; whole or not at all"
+    with whole_file(path) as f: f.write((json.dumps(dict(settings=settings, **more, rows=rows), indent=1) + '\n').encode())
 
 def done(rows, key, settings):
     "The (name, seed) that `rows` have with the same settings"

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['picture_types', 'TopDownHead', 'Detector', 'load_detector', 'find_pictures']
 
-# %% ../nbs/94_detector.ipynb #898dcbaf
+# %% ../nbs/94_detector.ipynb #551ae771
 import os, numpy as np, torch, torchvision
 from contextlib import contextmanager
 from fastcore.basics import patch
@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torchvision.transforms.v2.functional import resize
 from .anchors_matching import create_anchors
 from .focal_nms import detect
-from .learner import read_weights, write_whole
+from .learner import _odd_shape, read_weights, write_whole
 from .show import imagenet_mean, imagenet_std, show_boxes
 from .single_obj import create_body
 from .ssd_loss import OutConv, SSDHead, SSDMultiHead, StdConv
@@ -124,19 +124,16 @@ def grids(self:Detector,
         if i in self.plan['taps']: out.append(x)
     return out if len(out) > 1 else out[0]
 
-# %% ../nbs/94_detector.ipynb #d21f10a5
-def _shapes(module): return {k: tuple(v.shape) for k, v in module.state_dict().items()}
-
+# %% ../nbs/94_detector.ipynb #bf2c417c
 @patch
 def _check_head(self:Detector, grids):
     "Raise `ValueError` if `head_args` is not what the head was made with; `grids` is what the head takes"
     nin = [g.shape[1] for g in grids] if isinstance(grids, list) else grids.shape[1]
     try:
-        with torch.device('meta'): want = _shapes(_heads[self.plan['head']](nin, len(self.classes), **self.plan['head_args']))
+        with torch.device('meta'): other = _heads[self.plan['head']](nin, len(self.classes), **self.plan['head_args'])
     except (RuntimeError, TypeError, ValueError) as e: raise ValueError(f'head_args {self.plan["head_args"]} make no {self.plan["head"]}: {e}') from e
-    have = _shapes(self.head)
-    odd = next((k for k in have | want if have.get(k) != want.get(k)), None)
-    if odd: raise ValueError(f'head_args are not what the head was made with: its {odd} is {have.get(odd)}, they make {want.get(odd)}')
+    odd = _odd_shape(other.state_dict(), self.head.state_dict())
+    if odd: raise ValueError(f'head_args make another head than this one: {odd}')
 
 # %% ../nbs/94_detector.ipynb #508a3d2e
 @patch

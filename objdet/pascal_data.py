@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.error import URLError
 
-# %% ../nbs/00_pascal_data.ipynb #8db837f5
+# %% ../nbs/00_pascal_data.ipynb #a15d0ac6
 import numpy as np, torch
 from fastcore.basics import patch
 from PIL import Image, ImageOps
@@ -27,7 +27,8 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import pil_to_tensor
 from .show import normalize
-from .sample import cache_dir, part_folder, sample_path
+from .learner import part_folder
+from .sample import cache_dir, sample_path
 
 # %% ../nbs/00_pascal_data.ipynb #104de9a9
 def _check_end(tar):

@@ -6,22 +6,20 @@
 __all__ = ['sample_symbols', 'sample_classes', 'super_categories', 'sample_seed', 'sample_version', 'declared', 'other_symbols',
            'alphabet', 'picture_rng', 'symbol_art', 'turn_symbol', 'draw_ground', 'draw_clutter', 'stamp_symbol',
            'paste_stamp', 'mask_box', 'finish_picture', 'draw_picture', 'picture_id', 'annotation_xml', 'write_picture',
-           'part_folder', 'make_sample', 'cache_dir', 'sample_path', 'set_statistics', 'symbol_picture', 'symbol_batch',
+           'make_sample', 'cache_dir', 'sample_path', 'set_statistics', 'symbol_picture', 'symbol_batch',
            'ResidualBlock', 'SymbolBody', 'SymbolClassifier', 'symbol_body', 'symbol_classifier', 'save_symbol_weights']
 
-# %% ../nbs/92_sample.ipynb #72f7b0af
-import json, math, os, shutil, subprocess, sys, tempfile, time
+# %% ../nbs/92_sample.ipynb #db7aa8d7
+import json, math, os, subprocess, sys
 import xml.etree.ElementTree as ET
-from contextlib import contextmanager
 from functools import lru_cache
-from glob import escape
 from importlib.resources import files
 from pathlib import Path
 import matplotlib, numpy as np, torch
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 from torch import nn
 from tqdm import tqdm
-from .learner import read_weights, write_whole
+from .learner import part_folder, read_weights, write_whole
 
 # %% ../nbs/92_sample.ipynb #82a33a4b
 sample_symbols = dict(
@@ -435,55 +433,6 @@ def _move(tmp, path, key):
     try: os.rename(tmp, path)
     except OSError:
         if not _same_set(path, key): raise
-
-# %% ../nbs/92_sample.ipynb #44f3489d
-def _lock(folder, wait=False):
-    "Lock a folder: a file descriptor, `False` where another process holds it, `None` where folders cannot be locked"
-    try:
-        import fcntl
-        fd = os.open(folder, os.O_RDONLY)
-    except (ImportError, OSError): return None
-    try: fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except OSError as e: os.close(fd); return False if isinstance(e, BlockingIOError) else None
-    return fd
-
-# %% ../nbs/92_sample.ipynb #bbc2bd2b
-def _age(folder):
-    "Seconds since `folder` changed; 0 where it is gone"
-    try: return time.time() - folder.stat().st_mtime
-    except OSError: return 0
-
-def _sweep(path, age=3600):
-    "Remove unfinished folders that killed processes left beside `path`; those that cannot be locked when they are older than `age` seconds"
-    for old in path.parent.glob(f'.{escape(path.name)}-*.part'):
-        fd = _lock(old)
-        if fd or (fd is None and _age(old) > age): shutil.rmtree(old, ignore_errors=True)
-        if fd: os.close(fd)
-
-# %% ../nbs/92_sample.ipynb #a9e0d99b
-def _claim(path):
-    "A new locked folder beside `path`, and its lock; another process's sweep may come between the two lines, hence the loop"
-    while True:
-        tmp = Path(tempfile.mkdtemp(prefix=f'.{path.name}-', suffix='.part', dir=path.parent))
-        fd = _lock(tmp, wait=True)
-        if tmp.exists(): return tmp, fd
-        if fd: os.close(fd)
-
-# %% ../nbs/92_sample.ipynb #78af72c8
-@contextmanager
-def part_folder(
-    path, # where the finished thing will be
-):
-    "A new folder beside `path` to build in; at the end it is removed, if it was not renamed, with all that killed processes left there"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(path)
-    tmp, fd = _claim(path)
-    try:
-        tmp.chmod(0o755)
-        yield tmp
-    finally:
-        shutil.rmtree(tmp, ignore_errors=True)
-        if fd: os.close(fd)
 
 # %% ../nbs/92_sample.ipynb #ad350f45
 def _make_folders(path):

@@ -52,7 +52,7 @@ class Training:
 
     def check(self, folder):
         "Every file has its whole content; the number of files found"
-        found = [f for f in folder.iterdir() if f.suffix != '.tmp']
+        found = [f for f in folder.iterdir() if f.suffix != '.part']
         for f in found: read_weights(f)
         return len(found)
 

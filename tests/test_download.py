@@ -5,7 +5,7 @@ import torchvision.datasets.utils as tv
 from torchvision.datasets.voc import DATASET_YEAR_DICT
 from objdet import pascal_data
 from objdet.pascal_data import extract, get_data
-from objdet.sample import part_folder
+from objdet.learner import part_folder
 
 
 def tar(file, members):

@@ -201,7 +201,7 @@ def test_two_stages_with_one_file_are_refused(tmp_path):
     with pytest.raises(ValueError, match='epochs before it 0, now 2.*its own'): l.fit_one_cycle(2, .01, checkpoint=tmp_path/'c')
 
 def test_half_files_of_killed_processes_are_swept(tmp_path):
-    (tmp_path/'c[1].9999999.tmp').write_text('half'); (tmp_path/'c[1].mine.txt').write_text('kept')
+    (tmp_path/'.c[1]-left.part').mkdir(); (tmp_path/'c[1].mine.txt').write_text('kept')
     through(chancy(), 1, tmp_path/'c[1]')
     assert sorted(f.name for f in tmp_path.iterdir()) == ['c[1]', 'c[1].mine.txt']
 
@@ -303,6 +303,14 @@ def test_a_whole_file_is_there_only_at_the_end(tmp_path):
     assert (tmp_path/'new/a.txt').read_text() == 'one' and len(list((tmp_path/'new').iterdir())) == 1
 
 def test_half_a_file_of_a_killed_process_goes_with_the_next_write(tmp_path):
-    (tmp_path/'w.pt.9999999.tmp').write_bytes(b'half')
+    (tmp_path/'.w.pt-left.part').mkdir(); (tmp_path/'.w.pt-left.part/w.pt').write_bytes(b'half')
     write_whole({}, tmp_path/'w.pt')
     assert [o.name for o in tmp_path.iterdir()] == ['w.pt']
+
+def test_two_writers_of_one_file_leave_each_other_alone(tmp_path):
+    "The second removed what the first was writing; each is whole, the last to finish stays"
+    with whole_file(tmp_path/'w') as f:
+        with whole_file(tmp_path/'w') as g: g.write(b'second')
+        assert (tmp_path/'w').read_bytes() == b'second'
+        f.write(b'first')
+    assert (tmp_path/'w').read_bytes() == b'first' and [o.name for o in tmp_path.iterdir()] == ['w']
