@@ -23,7 +23,7 @@ from objdet.bbox_aug import ssd_tfms, valid_tfms
 from objdet.detector import Detector, TopDownHead, load_detector
 from objdet.focal_nms import FocalLoss, detect
 from objdet.learner import Learner, read_weights, set_seed, write_whole
-from objdet.mean_ap import ap_by_size
+from objdet.mean_ap import ap_by_size, families, mended_ap
 from objdet.pascal_data import DataLoaders, DetectionDataset, load_annotations, pad_batch
 from objdet.score import mean_ap
 from objdet.single_obj import create_body
@@ -180,7 +180,9 @@ def report(a, found, truth, classes, notes):
         more[name] = round(mean_ap(found, truth, n_classes=len(classes), **kw).map, 4)
     sizes = ap_by_size(found, truth, SIDES, n_classes=len(classes))
     print('sides in pixels of the square:', *(f'{k} {v}' for k, v in sizes.items()), sep='\n')
-    row = dict(name=a.name, map=round(score.map, 4), **more, sizes={k: round(v.map, 4) for k, v in sizes.items()}, pictures=[notes['pictures'], len(found)], choose=a.choose, seed=notes['seed'], recipe=notes.get('recipe', {}),
+    mended = {k: round(v, 4) for k, v in mended_ap(found, truth, families(classes), n_classes=len(classes)).items()}
+    print('with one kind of error mended:', ', '.join(f'{k} {v}' for k, v in mended.items()))
+    row = dict(name=a.name, map=round(score.map, 4), **more, sizes={k: round(v.map, 4) for k, v in sizes.items()}, mended=mended, pictures=[notes['pictures'], len(found)], choose=a.choose, seed=notes['seed'], recipe=notes.get('recipe', {}),
                epochs=notes['epochs'], seconds=notes['seconds'], threads=torch.get_num_threads(), machine=MACHINE, torch=torch.__version__,
                ap={c: round(float(v), 4) for c, v in zip(classes, score.ap)})
     write(a.out, json.dumps([r for r in read_rows(a.out) if r['name'] != a.name] + [row], indent=1) + '\n')

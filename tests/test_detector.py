@@ -1,5 +1,6 @@
 "The detector in one file: pictures of all kinds in, boxes in their own pixels out; files that are none are refused"
 import copy
+from importlib.resources import files
 import numpy as np, pytest, torch, torchvision
 from PIL import Image
 from objdet.detector import Detector, TopDownHead, _open, _read_detector, find_pictures, load_detector
@@ -282,6 +283,10 @@ def test_nothing_in_a_file_runs(tmp_path, capsys):
     torch.save(dict(kind='objdet detector', version=1, plan=Trap(), state={}), tmp_path/'d.pt')
     with pytest.raises(ValueError, match='not a file of PyTorch weights'): load_detector(tmp_path/'d.pt')
     assert 'trapped' not in capsys.readouterr().out
+
+@pytest.mark.parametrize('name', ['sample', 'voc'])
+def test_the_detectors_that_ship_are_small(name):
+    assert (files('objdet')/'weights'/f'detector_{name}.pt').stat().st_size <= 12e6 # in single precision they would be twice as large
 
 def test_the_detector_for_photographs_says_what_it_is():
     det = load_detector('voc')
