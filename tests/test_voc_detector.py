@@ -2,6 +2,7 @@
 import json
 import pytest, torch, torchvision
 from objdet.detector import load_detector
+from objdet.mean_ap import error_kinds
 from objdet.pascal_data import load_annotations
 from objdet.sample import make_sample
 import voc_detector as vd
@@ -56,6 +57,7 @@ def test_train_scores_what_the_file_gives_and_keeps_a_row(place, scored):
     run(place, 'train')
     det, row = load_detector(place/'cache'/'detector.pt'), json.loads((place/'table.json').read_text())[0]
     assert row['pictures'] == [6, 3] and row['epochs'] == 2 and row['map'] == det.plan['notes']['map'] and row['recipe']['k'] == 2
+    assert row['mended'].keys() == set(error_kinds) and row['mended']['localization'] >= row['map'] - 1e-4
     run(place, 'score') # the same again, in place of the row
     assert len(json.loads((place/'table.json').read_text())) == 1
     val = load_annotations(place/'set', 'val')
