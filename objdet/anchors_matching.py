@@ -69,14 +69,14 @@ def create_anchors(
         sizes.append(cell.reshape(-1, 2))
     return torch.cat(anchors), torch.cat(sizes)
 
-# %% ../nbs/04_anchors_matching.ipynb #7b075fa3
+# %% ../nbs/04_anchors_matching.ipynb #bae45f8d
 def jaccard(
     a, # (…, m, 4) x1, y1, x2, y2
     b, # (…, k, 4) x1, y1, x2, y2
 ) -> torch.Tensor: # (…, m, k)
     "Intersection over union of each box of `a` with each of `b`; 0 where neither has an area"
-    ax1, ay1, ax2, ay2 = a.unsqueeze(-2).unbind(-1)
-    bx1, by1, bx2, by2 = b.unsqueeze(-3).unbind(-1)
+    ax1, ay1, ax2, ay2 = a.mT.contiguous().unsqueeze(-1).unbind(-3)
+    bx1, by1, bx2, by2 = b.mT.contiguous().unsqueeze(-2).unbind(-3)
     w = (torch.minimum(ax2, bx2) - torch.maximum(ax1, bx1)).clamp(min=0)
     h = (torch.minimum(ay2, by2) - torch.maximum(ay1, by1)).clamp(min=0)
     inter = w*h
@@ -166,34 +166,36 @@ def sort_objects(
     for key in (labels, *boxes.unbind(-1)[::-1]): order = order.gather(1, key.gather(1, order).argsort(dim=1, stable=True))
     return order
 
-# %% ../nbs/04_anchors_matching.ipynb #24b2a12a
-def _best_objects(overlaps, pic, b):
-    "Largest overlap of each anchor in each of `b` pictures, and the first row that has it; both (b, k), 0 where a picture has no row"
-    pics, rows = pic[:, None].expand_as(overlaps), torch.arange(len(pic), device=pic.device)[:, None]
-    best = overlaps.new_zeros(b, overlaps.shape[1]).scatter_reduce(0, pics, overlaps, 'amax')
-    first = torch.where(overlaps == best[pic], rows, len(pic))
-    return best, torch.zeros_like(best, dtype=torch.int64).scatter_reduce(0, pics, first, 'amin', include_self=False)
-
 # %% ../nbs/04_anchors_matching.ipynb #220e92a4
 def _wins(offers, pic):
     "Whether no other object of its picture, `(n,)`, offers more for object j's anchor than j does; `offers` is (n, n), column j for that anchor"
     rivals = offers.masked_fill(pic[:, None] != pic, -1)
     return rivals.argmax(0) == torch.arange(len(pic), device=pic.device)
 
-# %% ../nbs/04_anchors_matching.ipynb #d27a3df4
+# %% ../nbs/04_anchors_matching.ipynb #36533879
 def _own_anchors(overlaps, pic, b):
     "For each object (row) an anchor of its own, -1 where its picture has none left: pairs that are best in row and column, round by round"
-    left, own = torch.arange(len(pic), device=pic.device), torch.full_like(pic, -1)
-    taken = torch.zeros(b, overlaps.shape[1], dtype=torch.bool, device=pic.device)
+    own, taken = torch.full_like(pic, -1), torch.zeros(b, overlaps.shape[1], dtype=torch.bool, device=pic.device)
+    left, p, free = torch.arange(len(pic), device=pic.device), pic, overlaps
     while len(left):
-        p = pic[left]
-        free = overlaps[left].masked_fill(taken[p], -1)
-        value, anchor = free.max(1)
-        mutual = _wins(free[:, anchor], p) & (value >= 0)
-        own[left[mutual]] = anchor[mutual]
-        taken[p[mutual], anchor[mutual]] = True
-        left = left[~mutual & (value >= 0)]
+        value, favorite = free.max(1)
+        wins, some = _wins(free[:, favorite], p), value >= 0
+        won, rest = (wins & some).nonzero()[:, 0], (~wins & some).nonzero()[:, 0]
+        got = favorite[won]
+        own[left[won]], taken[p[won], got] = got, True
+        left, p = left[rest], p[rest]
+        free = free[rest].masked_fill_(taken[p], -1)
     return own
+
+# %% ../nbs/04_anchors_matching.ipynb #824fe9df
+def _best_objects(overlaps, pic, b, thresh):
+    "Largest overlap of each anchor in each of `b` pictures, and the first row that has it if it is above `thresh`, else 0; both (b, k)"
+    best = overlaps.new_zeros(b, overlaps.shape[1]).scatter_reduce(0, pic[:, None].expand_as(overlaps), overlaps, 'amax')
+    row, anchor = (overlaps > thresh).nonzero(as_tuple=True)
+    top = (overlaps[row, anchor] == best[pic[row], anchor]).nonzero()[:, 0]
+    place, first = pic[row[top]]*best.shape[1] + anchor[top], torch.zeros_like(best, dtype=torch.int64)
+    first.view(-1).scatter_reduce_(0, place, row[top], 'amin', include_self=False)
+    return best, first
 
 # %% ../nbs/04_anchors_matching.ipynb #e86d7281
 class Match(NamedTuple):
@@ -202,7 +204,7 @@ class Match(NamedTuple):
     index: torch.Tensor # (b, k): the anchor's object, as its place in the batch's `boxes`; meaningless where not positive
     positive: torch.Tensor # (b, k) bool: above the threshold
 
-# %% ../nbs/04_anchors_matching.ipynb #36d5940b
+# %% ../nbs/04_anchors_matching.ipynb #3e32ffa4
 @torch.no_grad()
 def match_anchors(
     anchors, # (k, 4) cx, cy, w, h in units of the square
@@ -216,8 +218,8 @@ def match_anchors(
     if not len(pic): return Match(boxes.new_zeros(b, k), labels.new_zeros(b, k), labels.new_zeros(b, k).bool())
     place = order[pic, rank]
     overlaps = jaccard(boxes[pic, place], cxcywh_to_xyxy(anchors))
-    overlap, row = _best_objects(overlaps, pic, b)
     own = _own_anchors(overlaps, pic, b)
-    has = (own >= 0).nonzero().flatten()
-    overlap[pic[has], own[has]], row[pic[has], own[has]] = 1.99, has
+    has = (own >= 0).nonzero()[:, 0]
+    overlaps[has, own[has]] = 1.99
+    overlap, row = _best_objects(overlaps, pic, b, thresh)
     return Match(overlap, place[row], overlap > thresh)

@@ -182,13 +182,14 @@ def xyxy_to_cxcywh(
     b = torch.as_tensor(b)
     return torch.cat([(b[..., :2] + b[..., 2:])/2, b[..., 2:] - b[..., :2]], -1)
 
-# %% ../nbs/00_pascal_data.ipynb #444d7b88
+# %% ../nbs/00_pascal_data.ipynb #9faf526e
 def cxcywh_to_xyxy(
     b, # (…, 4) center x, center y, width, height
 ) -> torch.Tensor: # (…, 4) x1, y1, x2, y2
     "Center and size to two corners"
     b = torch.as_tensor(b)
-    return torch.cat([b[..., :2] - b[..., 2:]/2, b[..., :2] + b[..., 2:]/2], -1)
+    center, half = b[..., :2], b[..., 2:]/2
+    return torch.cat([center - half, center + half], -1)
 
 # %% ../nbs/00_pascal_data.ipynb #12fa3a8c
 def rows_to_xyxy(

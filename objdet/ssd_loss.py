@@ -100,7 +100,7 @@ def bb_to_actn(
     t = torch.cat([(b[..., :2] - anchors[..., :2])/grid_sizes, b[..., 2:]/anchors[..., 2:] - 1], -1)*2
     return torch.atanh(t.clamp(-1 + 1e-6, 1 - 1e-6))
 
-# %% ../nbs/05_ssd_loss.ipynb #39028995
+# %% ../nbs/05_ssd_loss.ipynb #61b023d8
 class BCELoss(nn.Module):
     "Binary cross-entropy of every class but background, summed over anchors and classes (lecture, Tweak 2)"
     def __init__(self,
@@ -111,9 +111,7 @@ class BCELoss(nn.Module):
     def forward(self, # -> scalar
         pred, # (…, c+1) activations; the last, background's, is left out
         targ, # (…) labels; c is background
-    ): # in pieces that fit the processor's cache
-        pieces = zip(pred.flatten(0, -2).split(8192), targ.flatten().split(8192))
-        return sum(self.each(p, t).sum() for p, t in pieces)
+    ): return _Total.apply(pred.flatten(0, -2), targ.flatten(), self)
 
 # %% ../nbs/05_ssd_loss.ipynb #49ef82ab
 @patch
@@ -136,6 +134,36 @@ def each(self:BCELoss,
     each = self.price(p, 0).sum(-1)
     each[pos] += self.price(own, 1) - self.price(own, 0)
     return each
+
+# %% ../nbs/05_ssd_loss.ipynb #bf67915e
+@patch
+def slope(self:BCELoss,
+    p, # (…) activations
+    t, # What all the answers should be: 0 or 1
+) -> torch.Tensor: # (…)
+    "How each answer's price grows with its activation"
+    return p.sigmoid() - 1 if t else p.sigmoid()
+
+# %% ../nbs/05_ssd_loss.ipynb #aa3bf1da
+class _Total(torch.autograd.Function):
+    "The sum of `loss.each` over anchors, by `loss.price`, and its gradient, by `loss.slope`"
+    @staticmethod
+    def forward(ctx, pred, targ, loss): # (n, c+1) activations and (n,) labels -> scalar
+        pos = (targ < loss.n_classes).nonzero()[:, 0]
+        own, ctx.loss = (pos, targ[pos]), loss
+        ctx.save_for_backward(pred, *own)
+        total = (loss.price(pred[own], 1) - loss.price(pred[own], 0)).sum()
+        for p in pred.split(8192): total += loss.price(p[:, :-1].contiguous(), 0).sum()
+        return total
+
+    @staticmethod
+    def backward(ctx, scale): # d loss/d total -> d loss/d pred (n, c+1)
+        pred, *own = ctx.saved_tensors
+        grad = torch.empty_like(pred)
+        for p, g in zip(pred.split(8192), grad.split(8192)): torch.mul(ctx.loss.slope(p, 0), scale, out=g)
+        grad[:, -1] = 0
+        grad[tuple(own)] = ctx.loss.slope(pred[tuple(own)], 1)*scale
+        return grad, None, None
 
 # %% ../nbs/05_ssd_loss.ipynb #f9135223
 class SoftmaxLoss(nn.Module):
@@ -207,16 +235,16 @@ def _check_batch(loss, clas, boxes, labels):
     low, high = boxes[real].aminmax()
     if not (-1 <= low and high <= loss.size + 1): raise ValueError(f'boxes from {low:g} to {high:g}; expected pixels of the square of {loss.size}')
 
-# %% ../nbs/05_ssd_loss.ipynb #4a4f49e2
+# %% ../nbs/05_ssd_loss.ipynb #db7c9c18
 def _targets(loss, boxes, labels):
-    "Which anchors are positive (b, k), the class of each (b, k), c where background, and the boxes (p, 4) of the positive ones"
+    "Picture and number of each positive anchor, two (p,), its object's box (p, 4), and the class of every anchor (b, k), c where background"
     m = match_anchors(loss.anchors, boxes, labels, loss.thresh)
     pic, anchor = m.positive.nonzero(as_tuple=True)
     clas, obj = torch.full_like(m.index, loss.n_classes), m.index[pic, anchor]
     clas[pic, anchor] = labels[pic, obj]
-    return m.positive, clas, boxes[pic, obj]
+    return (pic, anchor), boxes[pic, obj], clas
 
-# %% ../nbs/05_ssd_loss.ipynb #c9696546
+# %% ../nbs/05_ssd_loss.ipynb #38fe9934
 @patch
 def parts(self:SSDLoss,
     preds, # Class activations (b, k, c+1) and box activations (b, k, 4)
@@ -227,11 +255,10 @@ def parts(self:SSDLoss,
     if self.anchors.device != bbox.device: self.to(bbox.device)
     if bbox.shape[1] != len(self.anchors): raise ValueError(f'{bbox.shape[1]} guesses a picture for {len(self.anchors)} anchors')
     _check_batch(self, clas, boxes, labels)
-    pos, tclas, tbox = _targets(self, boxes/self.size, labels)
-    n = pos.sum().clamp(min=1)
-    anchor = pos.nonzero()[:, 1]
-    dist = self.box_loss(actn_to_bb(bbox[pos], self.anchors[anchor], self.grid_sizes[anchor]), tbox)
-    return self.loc_weight*dist.sum()/n, self.clas_loss(clas, tclas)/n
+    pos, tbox, tclas = _targets(self, boxes/self.size, labels)
+    n = max(len(tbox), 1)
+    guess = actn_to_bb(bbox[pos], self.anchors[pos[1]], self.grid_sizes[pos[1]])
+    return self.loc_weight*self.box_loss(guess, tbox).sum()/n, self.clas_loss(clas, tclas)/n
 
 # %% ../nbs/05_ssd_loss.ipynb #b2b843b1
 class HardNegativeLoss(nn.Module):

@@ -37,7 +37,7 @@ def test_edits_nest_and_can_be_used_again():
 
 def test_an_edit_reaches_methods_decorated_functions_and_those_who_imported_the_name():
     with Edit(OutConv.forward, 'flatten_conv(self.bbox(x), self.k)', 'None'): assert OutConv(1, 3, C, 0.)(torch.zeros(1, 3, 2, 2))[1] is None
-    with Edit(SSDLoss.parts, 'n = pos', 'return 1., 2.; n = pos'): assert SSDLoss(anchors, grid_sizes, SIZE, C)(perfect_activations(SSDLoss(anchors, grid_sizes, SIZE, C), targets([2])), targets([2])) == 3
+    with Edit(SSDLoss.parts, 'n = max', 'return 1., 2.; n = max'): assert SSDLoss(anchors, grid_sizes, SIZE, C)(perfect_activations(SSDLoss(anchors, grid_sizes, SIZE, C), targets([2])), targets([2])) == 3
     with Edit(focal_nms.detect, 'return [', 'return 7, ['): assert detect((torch.zeros(1, 189, C+1), torch.zeros(1, 189, 4)), anchors, grid_sizes, SIZE)[0] == 7
 
 @pytest.mark.parametrize('old, n', [('nowhere', 0), ('1', 4)])

@@ -113,6 +113,25 @@ def test_bce_is_torch_s_without_the_last_column():
     q = p.clone(); q[..., -1] += 7
     assert BCELoss(C)(q, t) == BCELoss(C)(p, t)
 
+@given(st.integers(0, 10**6), st.sampled_from([None, 0., .5, 1., 2., 5.]), st.sampled_from([1., 10., 90.]))
+@settings(deadline=None, max_examples=60)
+def test_the_gradient_by_hand_is_autograd_s(seed, gamma, spread):
+    "In several pieces, up to activations at which a sigmoid is exactly 0 or 1, and times what comes from above"
+    g = torch.Generator().manual_seed(seed)
+    p = (torch.randn(2, 9000, 4, generator=g, dtype=torch.float64)*spread).requires_grad_()
+    t = torch.randint(0, 4, (2, 9000), generator=g)
+    loss = BCELoss(3) if gamma is None else FocalLoss(3, gamma=gamma)
+    grads = [torch.autograd.grad(3*o, p)[0] for o in (loss(p, t), loss.each(p, t).sum())]
+    assert torch.isfinite(grads[0]).all() and torch.allclose(*grads, rtol=1e-8, atol=1e-8)
+    assert torch.isclose(loss(p, t), loss.each(p, t).sum(), rtol=1e-8)
+
+def test_a_sum_can_be_asked_twice_for_its_gradient_and_not_for_a_second_one():
+    p, t = torch.randn(4, 9, C+1, requires_grad=True), torch.randint(0, C+1, (4, 9))
+    total = BCELoss(C)(p, t)
+    first, second = (torch.autograd.grad(total, p, retain_graph=True)[0] for _ in range(2))
+    assert torch.equal(first, second)
+    with pytest.raises(RuntimeError, match='automatic differentiation'): torch.autograd.grad(torch.autograd.grad(total, p, create_graph=True)[0].sum(), p)
+
 def test_rows_of_the_head_are_in_the_order_of_the_anchors():
     "A convolution that copies its input's coordinates must put them where the anchors' centers are"
     ys, xs = torch.meshgrid((torch.arange(3) + .5)/3, (torch.arange(5) + .5)/5, indexing='ij')
