@@ -69,7 +69,7 @@ def create_anchors(
         sizes.append(cell.reshape(-1, 2))
     return torch.cat(anchors), torch.cat(sizes)
 
-# %% ../nbs/04_anchors_matching.ipynb #bae45f8d
+# %% ../nbs/04_anchors_matching.ipynb #2ae8d765
 def jaccard(
     a, # (…, m, 4) x1, y1, x2, y2
     b, # (…, k, 4) x1, y1, x2, y2
@@ -81,7 +81,7 @@ def jaccard(
     h = (torch.minimum(ay2, by2) - torch.maximum(ay1, by1)).clamp(min=0)
     inter = w*h
     either = (ax2 - ax1)*(ay2 - ay1) + (bx2 - bx1)*(by2 - by1) - inter
-    return inter/either.clamp(min=1e-7) # the least that half precision can tell from 0
+    return inter/either.clamp(min=1e-7) # small, but not 0 in half precision
 
 # %% ../nbs/04_anchors_matching.ipynb #76204053
 def map_to_ground_truth(
@@ -172,10 +172,11 @@ def _wins(offers, pic):
     rivals = offers.masked_fill(pic[:, None] != pic, -1)
     return rivals.argmax(0) == torch.arange(len(pic), device=pic.device)
 
-# %% ../nbs/04_anchors_matching.ipynb #36533879
+# %% ../nbs/04_anchors_matching.ipynb #7c49048c
 def _own_anchors(overlaps, pic, b):
     "For each object (row) an anchor of its own, -1 where its picture has none left: pairs that are best in row and column, round by round"
     own, taken = torch.full_like(pic, -1), torch.zeros(b, overlaps.shape[1], dtype=torch.bool, device=pic.device)
+    # objects without an anchor, their pictures, and their overlaps, -1 where the anchor is taken
     left, p, free = torch.arange(len(pic), device=pic.device), pic, overlaps
     while len(left):
         value, favorite = free.max(1)
@@ -187,14 +188,14 @@ def _own_anchors(overlaps, pic, b):
         free = free[rest].masked_fill_(taken[p], -1)
     return own
 
-# %% ../nbs/04_anchors_matching.ipynb #824fe9df
+# %% ../nbs/04_anchors_matching.ipynb #e7157388
 def _best_objects(overlaps, pic, b, thresh):
     "Largest overlap of each anchor in each of `b` pictures, and the first row that has it if it is above `thresh`, else 0; both (b, k)"
     best = overlaps.new_zeros(b, overlaps.shape[1]).scatter_reduce(0, pic[:, None].expand_as(overlaps), overlaps, 'amax')
     row, anchor = (overlaps > thresh).nonzero(as_tuple=True)
     top = (overlaps[row, anchor] == best[pic[row], anchor]).nonzero()[:, 0]
-    place, first = pic[row[top]]*best.shape[1] + anchor[top], torch.zeros_like(best, dtype=torch.int64)
-    first.view(-1).scatter_reduce_(0, place, row[top], 'amin', include_self=False)
+    flat, first = pic[row[top]]*best.shape[1] + anchor[top], torch.zeros_like(best, dtype=torch.int64)
+    first.view(-1).scatter_reduce_(0, flat, row[top], 'amin', include_self=False)
     return best, first
 
 # %% ../nbs/04_anchors_matching.ipynb #e86d7281

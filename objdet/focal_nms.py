@@ -9,7 +9,7 @@ __all__ = ['FocalLoss', 'nms', 'detect']
 import torch, torchvision
 from .ssd_loss import BCELoss, actn_to_bb
 
-# %% ../nbs/06_focal_nms.ipynb #1983d578
+# %% ../nbs/06_focal_nms.ipynb #300e7995
 class FocalLoss(BCELoss):
     "Binary cross entropy weighted by α and (1 - p_t)^γ (Lin et al., *Focal Loss for Dense Object Detection*, equation 5)"
     def __init__(self,
@@ -20,26 +20,26 @@ class FocalLoss(BCELoss):
         super().__init__(n_classes)
         self.alpha, self.gamma = alpha, gamma
     def get_weight(self, # -> (…)
-        p, # (…) activations
+        a, # (…) activations
         t, # (…) or one for all: what they should be, 0 or 1
     ):
         "Large where the answer is wrong"
-        wrong = (p.sigmoid() - t).abs() # 1 - p_t
-        # clamped, since a power below 1 has no finite slope at 0, where an answer is sure
+        wrong = ((1 - 2*t)*a).sigmoid() # 1 - p_t: the sigmoid of a for a no, of -a for a yes
+        # clamped for PyTorch's own gradient: a power below 1 has no finite slope at 0, where an answer is right and sure
         return (self.alpha*t + (1 - self.alpha)*(1 - t))*wrong.clamp(min=1e-30)**self.gamma
     def price(self, # -> (…)
-        p, # (…) activations
+        a, # (…) activations
         t, # What all the answers should be: 0 or 1
     ):
         "The cross entropy of each answer, weighted"
-        return self.get_weight(p, t)*super().price(p, t)
+        return self.get_weight(a, t)*super().price(a, t)
     def slope(self, # -> (…)
-        p, # (…) activations
+        a, # (…) activations
         t, # What all the answers should be: 0 or 1
     ):
         "How each answer's price grows with its activation (the paper's appendix B)"
-        off = super().slope(p, t)
-        return self.get_weight(p, t)*(off + self.gamma*(1 - 2*t - off)*super().price(p, t))
+        off = super().slope(a, t) # p - t
+        return self.get_weight(a, t)*(off + self.gamma*(1 - 2*t - off)*super().price(a, t))
 
 # %% ../nbs/06_focal_nms.ipynb #a13c2729
 def nms(

@@ -100,7 +100,7 @@ def bb_to_actn(
     t = torch.cat([(b[..., :2] - anchors[..., :2])/grid_sizes, b[..., 2:]/anchors[..., 2:] - 1], -1)*2
     return torch.atanh(t.clamp(-1 + 1e-6, 1 - 1e-6))
 
-# %% ../nbs/05_ssd_loss.ipynb #61b023d8
+# %% ../nbs/05_ssd_loss.ipynb #89358978
 class BCELoss(nn.Module):
     "Binary cross-entropy of every class but background, summed over anchors and classes (lecture, Tweak 2)"
     def __init__(self,
@@ -111,59 +111,70 @@ class BCELoss(nn.Module):
     def forward(self, # -> scalar
         pred, # (…, c+1) activations; the last, background's, is left out
         targ, # (…) labels; c is background
-    ): return _Total.apply(pred.flatten(0, -2), targ.flatten(), self)
+    ):
+        if not self._has_slope(): return self.each(pred, targ).sum()
+        if pred.dtype in (torch.half, torch.bfloat16): pred = pred.float() # a sum of so many needs more digits
+        return _Total.apply(pred.flatten(0, -2), targ.flatten(), self)
 
-# %% ../nbs/05_ssd_loss.ipynb #49ef82ab
+# %% ../nbs/05_ssd_loss.ipynb #d017b2bd
 @patch
 def price(self:BCELoss,
-    p, # (…) activations
+    a, # (…) activations
     t, # What all the answers should be: 0 or 1
 ) -> torch.Tensor: # (…)
     "The cross-entropy of each answer; lesson 06 has other prices"
-    return F.softplus(-p if t else p)
+    return F.softplus(-a if t else a)
 
-# %% ../nbs/05_ssd_loss.ipynb #2363c3f5
+# %% ../nbs/05_ssd_loss.ipynb #796b6f75
 @patch
 def each(self:BCELoss,
     pred, # (…, c+1) activations; the last, background's, is left out
     targ, # (…) labels; c is background
 ) -> torch.Tensor: # (…): summed over classes
     "The loss of each anchor"
-    p, pos = pred[..., :-1], targ < self.n_classes
-    own = p[pos].gather(-1, targ[pos][:, None])[:, 0]
-    each = self.price(p, 0).sum(-1)
-    each[pos] += self.price(own, 1) - self.price(own, 0)
-    return each
+    a, pos = pred[..., :-1], targ < self.n_classes
+    own = a[pos].gather(-1, targ[pos][:, None])[:, 0]
+    bill = self.price(a, 0).sum(-1)
+    bill[pos] += self.price(own, 1) - self.price(own, 0)
+    return bill
 
-# %% ../nbs/05_ssd_loss.ipynb #bf67915e
+# %% ../nbs/05_ssd_loss.ipynb #f2454967
 @patch
 def slope(self:BCELoss,
-    p, # (…) activations
+    a, # (…) activations
     t, # What all the answers should be: 0 or 1
 ) -> torch.Tensor: # (…)
     "How each answer's price grows with its activation"
-    return p.sigmoid() - 1 if t else p.sigmoid()
+    return -(-a).sigmoid() if t else a.sigmoid() # 1 - p is the sigmoid of -a
 
-# %% ../nbs/05_ssd_loss.ipynb #aa3bf1da
+# %% ../nbs/05_ssd_loss.ipynb #4a6d7c13
 class _Total(torch.autograd.Function):
-    "The sum of `loss.each` over anchors, by `loss.price`, and its gradient, by `loss.slope`"
+    "The sum of `loss.each` over anchors, by `loss.price`, and its gradient, by `loss.slope`; for a second derivative take `each`"
     @staticmethod
     def forward(ctx, pred, targ, loss): # (n, c+1) activations and (n,) labels -> scalar
         pos = (targ < loss.n_classes).nonzero()[:, 0]
-        own, ctx.loss = (pos, targ[pos]), loss
-        ctx.save_for_backward(pred, *own)
-        total = (loss.price(pred[own], 1) - loss.price(pred[own], 0)).sum()
-        for p in pred.split(8192): total += loss.price(p[:, :-1].contiguous(), 0).sum()
+        own = pred[:, :-1][pos].gather(1, targ[pos][:, None])[:, 0]
+        ctx.loss = loss
+        ctx.save_for_backward(pred, pos, targ[pos])
+        total = (loss.price(own, 1) - loss.price(own, 0)).sum()
+        for a in pred.split(8192): total += loss.price(a[:, :-1].contiguous(), 0).sum()
         return total
 
     @staticmethod
     def backward(ctx, scale): # d loss/d total -> d loss/d pred (n, c+1)
-        pred, *own = ctx.saved_tensors
+        pred, pos, label = ctx.saved_tensors
         grad = torch.empty_like(pred)
-        for p, g in zip(pred.split(8192), grad.split(8192)): torch.mul(ctx.loss.slope(p, 0), scale, out=g)
+        for a, g in zip(pred.split(8192), grad.split(8192)): torch.mul(ctx.loss.slope(a, 0), scale, out=g)
         grad[:, -1] = 0
-        grad[tuple(own)] = ctx.loss.slope(pred[tuple(own)], 1)*scale
+        grad[pos, label] = ctx.loss.slope(pred[pos, label], 1)*scale
         return grad, None, None
+
+# %% ../nbs/05_ssd_loss.ipynb #a6249df8
+@patch
+def _has_slope(self:BCELoss):
+    "Does the class that last changed what an answer costs say its slope too, and has the loss nothing to learn?"
+    last = next(o for o in type(self).__mro__ if {'each', 'price', 'get_weight', 'slope'} & vars(o).keys())
+    return 'slope' in vars(last) and not any(o.requires_grad for o in self.parameters())
 
 # %% ../nbs/05_ssd_loss.ipynb #f9135223
 class SoftmaxLoss(nn.Module):
@@ -244,7 +255,7 @@ def _targets(loss, boxes, labels):
     clas[pic, anchor] = labels[pic, obj]
     return (pic, anchor), boxes[pic, obj], clas
 
-# %% ../nbs/05_ssd_loss.ipynb #38fe9934
+# %% ../nbs/05_ssd_loss.ipynb #8a3f0959
 @patch
 def parts(self:SSDLoss,
     preds, # Class activations (b, k, c+1) and box activations (b, k, 4)
@@ -255,9 +266,9 @@ def parts(self:SSDLoss,
     if self.anchors.device != bbox.device: self.to(bbox.device)
     if bbox.shape[1] != len(self.anchors): raise ValueError(f'{bbox.shape[1]} guesses a picture for {len(self.anchors)} anchors')
     _check_batch(self, clas, boxes, labels)
-    pos, tbox, tclas = _targets(self, boxes/self.size, labels)
-    n = max(len(tbox), 1)
-    guess = actn_to_bb(bbox[pos], self.anchors[pos[1]], self.grid_sizes[pos[1]])
+    (pic, anchor), tbox, tclas = _targets(self, boxes/self.size, labels)
+    n = max(len(tbox), 1) # positives of the batch
+    guess = actn_to_bb(bbox[pic, anchor], self.anchors[anchor], self.grid_sizes[anchor])
     return self.loc_weight*self.box_loss(guess, tbox).sum()/n, self.clas_loss(clas, tclas)/n
 
 # %% ../nbs/05_ssd_loss.ipynb #b2b843b1

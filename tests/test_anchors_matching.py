@@ -93,13 +93,13 @@ def test_the_order_of_pictures_and_padding_do_not_matter(seed, perm, pad):
     b = match_anchors(all_anchors, *(o[perm] for o in wide))
     assert torch.equal(a.overlap[perm], b.overlap) and torch.equal(a.index[perm][b.positive], b.index[b.positive])
 
-@given(st.integers(0, 10**6), st.lists(st.integers(0, 12), min_size=1, max_size=5), st.sampled_from([None, 2, 4]))
-@settings(deadline=None, max_examples=60)
-def test_the_batch_agrees_with_the_loop(seed, sizes, grid):
+@given(st.integers(0, 10**6), st.lists(st.integers(0, 12), min_size=1, max_size=5), st.sampled_from([None, 2, 4]), st.sampled_from([0., .25, .4, 1.]))
+@settings(deadline=None, max_examples=80)
+def test_the_batch_agrees_with_the_loop(seed, sizes, grid, thresh):
     b, m = len(sizes), max(sizes)
     boxes, labels = torch.zeros(b, m, 4), torch.full((b, m), -1)
     for i, n in enumerate(sizes): boxes[i, :n], labels[i, :n] = random_boxes(n, seed+i, grid), torch.arange(n) % 3
-    match = match_anchors(all_anchors, boxes, labels)
+    match = match_anchors(all_anchors, boxes, labels, thresh)
     for i, n in enumerate(sizes):
         order = sort_objects(boxes[i:i+1, :n], labels[i:i+1, :n])[0]
         overlap, index = map_to_ground_truth(jaccard(boxes[i, :n][order], cxcywh_to_xyxy(all_anchors)))
@@ -207,3 +207,7 @@ def test_grids_may_be_numpy_s_integers():
     for a, b in zip(create_anchors([np.int64(4), (np.int64(2), np.int64(1))]), create_anchors([4, (2, 1)])):
         assert a.dtype == torch.float32 and torch.equal(a, b)
     with pytest.raises(TypeError): create_anchors([4.5])
+
+def test_jaccard_of_stacked_sets_is_that_of_each():
+    a, b = torch.stack([random_boxes(5, s) for s in (1, 2)]), random_boxes(7, 3)
+    assert torch.equal(jaccard(a, b), torch.stack([jaccard(o, b) for o in a])) and jaccard(a[:, :0], b).shape == (2, 0, 7)

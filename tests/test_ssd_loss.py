@@ -113,17 +113,60 @@ def test_bce_is_torch_s_without_the_last_column():
     q = p.clone(); q[..., -1] += 7
     assert BCELoss(C)(q, t) == BCELoss(C)(p, t)
 
-@given(st.integers(0, 10**6), st.sampled_from([None, 0., .5, 1., 2., 5.]), st.sampled_from([1., 10., 90.]))
-@settings(deadline=None, max_examples=60)
-def test_the_gradient_by_hand_is_autograd_s(seed, gamma, spread):
-    "In several pieces, up to activations at which a sigmoid is exactly 0 or 1, and times what comes from above"
+@given(st.integers(0, 10**6), st.sampled_from([None, 0., .5, 1., 2., 5.]), st.sampled_from([0., .25, 1.]), st.sampled_from([1., 10., 300.]), st.booleans())
+@settings(deadline=None, max_examples=80)
+def test_the_gradient_by_hand_is_autograd_s(seed, gamma, alpha, spread, single):
+    "In several pieces, up to activations at which a sigmoid is exactly 0 or 1, times what comes from above, with rows that do not lie side by side"
     g = torch.Generator().manual_seed(seed)
-    p = (torch.randn(2, 9000, 4, generator=g, dtype=torch.float64)*spread).requires_grad_()
+    p = (torch.randn(4, 9000, 2, generator=g, dtype=torch.float32 if single else torch.float64)*spread).requires_grad_()
     t = torch.randint(0, 4, (2, 9000), generator=g)
-    loss = BCELoss(3) if gamma is None else FocalLoss(3, gamma=gamma)
-    grads = [torch.autograd.grad(3*o, p)[0] for o in (loss(p, t), loss.each(p, t).sum())]
-    assert torch.isfinite(grads[0]).all() and torch.allclose(*grads, rtol=1e-8, atol=1e-8)
-    assert torch.isclose(loss(p, t), loss.each(p, t).sum(), rtol=1e-8)
+    loss = BCELoss(3) if gamma is None else FocalLoss(3, alpha, gamma)
+    grads = [torch.autograd.grad(3*o, p)[0] for o in (loss(p.permute(2, 1, 0), t), loss.each(p.permute(2, 1, 0), t).sum())]
+    assert torch.isfinite(grads[0]).all() and torch.allclose(*grads, rtol=1e-4 if single else 1e-8, atol=1e-5 if single else 1e-8)
+    assert torch.isclose(loss(p.permute(2, 1, 0), t), loss.each(p.permute(2, 1, 0), t).sum(), rtol=1e-4 if single else 1e-8)
+
+class Doubled(BCELoss):
+    def price(self, a, t): return 2*super().price(a, t)
+class Squared(FocalLoss):
+    def get_weight(self, a, t): return super().get_weight(a, t)**2
+class Halved(BCELoss):
+    def each(self, pred, targ): return super().each(pred, targ)/2
+class Plain(FocalLoss): pass
+
+@pytest.mark.parametrize('kind', [BCELoss, FocalLoss, Doubled, Squared, Halved, Plain])
+def test_a_price_without_its_slope_gets_autograd_s(kind):
+    "A subclass that changes what an answer costs and says nothing of the slope must not be trained with the old one"
+    p, t, loss = torch.randn(5, 9, C+1, dtype=torch.float64, requires_grad=True), torch.randint(0, C+1, (5, 9)), kind(C)
+    total, want = loss(p, t), loss.each(p, t).sum()
+    assert torch.isclose(total, want) and torch.allclose(*(torch.autograd.grad(o, p)[0] for o in (total, want)))
+    assert loss._has_slope() == (kind in (BCELoss, FocalLoss, Plain))
+
+def test_an_alpha_to_learn_is_learned():
+    loss = FocalLoss(C)
+    loss.alpha = torch.nn.Parameter(torch.tensor(.25))
+    loss(torch.randn(4, 9, C+1), torch.randint(0, C+1, (4, 9))).backward()
+    assert loss.alpha.grad.abs() > 0
+
+@pytest.mark.parametrize('kind', [BCELoss, FocalLoss])
+def test_labels_of_other_classes_are_no_positives_of_another_column(kind):
+    p, t = torch.zeros(3, C+2), torch.tensor([0, C, C+1])
+    with pytest.raises(RuntimeError): kind(C)(torch.zeros(3, C+1), torch.tensor([0, -1, C]))
+    with pytest.raises(RuntimeError): kind(C+2)(p, t) # C+1 columns of classes, and a loss that believes in one more
+
+@pytest.mark.parametrize('kind', [BCELoss, FocalLoss])
+def test_half_precision_is_summed_in_single(kind):
+    p, t = torch.randn(2, 20_000, C+1)*4 - 3, torch.randint(0, C+1, (2, 20_000))
+    for dtype in (torch.half, torch.bfloat16):
+        half, single = (p.to(dtype).to(d).requires_grad_() for d in (dtype, torch.float32))
+        losses = [kind(C)(o, t) for o in (half, single)]
+        for l in losses: l.backward()
+        assert torch.equal(*losses) and torch.equal(half.grad, single.grad.to(dtype))
+
+def test_no_anchors_cost_nothing():
+    p = torch.zeros(2, 0, C+1, requires_grad=True)
+    total = BCELoss(C)(p, torch.zeros(2, 0, dtype=torch.int64))
+    total.backward()
+    assert total == 0 and p.grad.shape == p.shape
 
 def test_a_sum_can_be_asked_twice_for_its_gradient_and_not_for_a_second_one():
     p, t = torch.randn(4, 9, C+1, requires_grad=True), torch.randint(0, C+1, (4, 9))
