@@ -68,6 +68,14 @@ def test_train_scores_what_the_file_gives_and_keeps_a_row(place, scored):
         edge = torch.tensor([r.width, r.height]*2)/vd.SIZE
         assert len(truth['labels']) == len(r.labels) and (w['boxes'] - found['boxes'][0]*edge).abs().max(1).values.min() < 1.5
 
+def test_amp_trains_in_half_the_digits_and_is_another_training(place):
+    run(place, 'train', '--name', 'digits', '--epochs', '1', out='amp.json')
+    with pytest.raises(ValueError, match='digits.ckpt: a checkpoint of a training with other'): run(place, 'train', '--name', 'digits', '--epochs', '1', '--amp', '1', out='amp.json')
+    run(place, 'train', '--name', 'fewer', '--epochs', '1', '--amp', '1', out='amp.json')
+    whole, half = (load_detector(place/'cache'/f'{o}.pt') for o in ('digits', 'fewer'))
+    assert [r['recipe']['amp'] for r in json.loads((place/'amp.json').read_text())] == [0, 1]
+    assert any(not a.equal(b) for a, b in zip(whole.head.parameters(), half.head.parameters())) # asked for, and not done, they would be the same
+
 def test_choose_trains_and_scores_parts_of_train(place, scored):
     run(place, 'train', '--choose', '--name', 'chosen', '--bs', '2', out='chosen.json')
     row = json.loads((place/'chosen.json').read_text())[0]
