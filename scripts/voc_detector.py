@@ -38,7 +38,7 @@ MACHINE = f'{os.cpu_count()} CPU cores'
 CARD = dict(data='PASCAL VOC 2007 train, 2,500 pictures without difficult objects', body="torchvision's mobilenet_v2, ImageNet weights; early layers as they were",
             license='MIT (weights of the body); the pictures belong to their photographers')
 # `body`: the late layers' rate, a share of the head's; `shared`: one `OutConv` for all grids; `loc`: factor of the box loss;
-# `thresh`: overlap of a positive anchor; `amp`: train in bfloat16, quicker on processors that have it and far slower on others
+# `thresh`: overlap of a positive anchor; `amp`: 1 trains in bfloat16, quicker on processors that have it and far slower on others; 0 as `Learner` does by itself, on CUDA only
 RECIPE = dict(epochs=20, lr=1.2e-3, body=.4, wd=.01, bs=32, k=9, nf=176, shared=1, drop=0., loc=1., thresh=.4, alpha=.25, gamma=2., amp=0)
 
 
@@ -147,7 +147,7 @@ def train(a):
     late.register_buffer('mark', _check_checkpoint(ckpt, _fingerprint(trn, det.body, *(getattr(a, k) for k in (*RECIPE, 'seed', 'views', 'choose')))))
     loss = SSDLoss(det.anchors, det.grid_sizes, SIZE, len(trn.classes), FocalLoss(len(trn.classes), a.alpha, a.gamma), a.thresh, a.loc, generalized_box_iou_loss)
     trained, few = Trained(a.cache, a.views, ids, a.bs), Plain(a.cache/f'{file}.pt', held[:100]) # the few only show the loss
-    learn = Learner(late, DataLoaders(trained, few), loss, groups=[det.body[EARLY:], det.head], wd=a.wd, amp=bool(a.amp))
+    learn = Learner(late, DataLoaders(trained, few), loss, groups=[det.body[EARLY:], det.head], wd=a.wd, amp=bool(a.amp) or None)
     trained.epochs_done = lambda: len(learn.history)
     learn.fit_one_cycle(a.epochs, [a.lr*a.body, a.lr], checkpoint=ckpt)
     det.plan['notes'].update(CARD, recipe={k: getattr(a, k) for k in RECIPE}, pictures=len(ids), seed=a.seed, choose=a.choose, epochs=a.epochs, objdet=__version__,

@@ -68,6 +68,13 @@ def test_train_scores_what_the_file_gives_and_keeps_a_row(place, scored):
         edge = torch.tensor([r.width, r.height]*2)/vd.SIZE
         assert len(truth['labels']) == len(r.labels) and (w['boxes'] - found['boxes'][0]*edge).abs().max(1).values.min() < 1.5
 
+def test_without_amp_the_learner_decides(place, monkeypatch):
+    "`False` instead would turn bfloat16 off on CUDA"
+    asked, learner = [], vd.Learner
+    monkeypatch.setattr(vd, 'Learner', lambda *args, **kw: (asked.append(kw.get('amp')), learner(*args, **kw))[1])
+    for i in 0, 1: run(place, 'train', '--name', f'asked{i}', '--epochs', '1', '--amp', str(i), out='asked.json')
+    assert asked == [None, None, True, None] # of each training and its score
+
 def test_amp_trains_in_half_the_digits_and_is_another_training(place):
     run(place, 'train', '--name', 'digits', '--epochs', '1', out='amp.json')
     with pytest.raises(ValueError, match='digits.ckpt: a checkpoint of a training with other'): run(place, 'train', '--name', 'digits', '--epochs', '1', '--amp', '1', out='amp.json')
