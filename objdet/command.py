@@ -7,6 +7,7 @@ __all__ = ['detect_command', 'train_command', 'score_command', 'main']
 
 # %% ../nbs/97_command.ipynb #b7de6c41
 import argparse, json, os, sys
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from . import __version__
 
@@ -196,6 +197,17 @@ def _print_score(preds, truth, method, iou, coco=False):
     print(score)
     if coco: print(coco_ap(preds, targets, n_classes=len(truth.classes)))
 
+# %% ../nbs/97_command.ipynb #2a7e6593
+@contextmanager
+def _set_aside(state):
+    "Without the file `state` for a while; it comes back if none has taken its place"
+    old = state.with_name(f'{state.name}.old')
+    if state.is_file(): state.replace(old)
+    try: yield
+    finally:
+        if state.is_file(): old.unlink(missing_ok=True)
+        elif old.is_file(): old.replace(state)
+
 # %% ../nbs/97_command.ipynb #61698f6d
 def train_command(
     a, # Arguments of `objdet train`
@@ -207,9 +219,9 @@ def train_command(
     a.out.parent.mkdir(parents=True, exist_ok=True)
     trn, val = load_splits(_data(a.data))
     print(f'train: {trn}\nval: {val}')
-    if a.fresh: state.unlink(missing_ok=True) # only now: the data may have been mistyped
-    if state.is_file(): print(f'going on from {state}')
-    det, _ = train_detector(trn, val, epochs=a.epochs, size=a.size, body=a.body, weights=a.weights, checkpoint=state, seed=a.seed, bs=a.bs)
+    with _set_aside(state) if a.fresh else nullcontext():
+        if state.is_file(): print(f'going on from {state}')
+        det, _ = train_detector(trn, val, epochs=a.epochs, size=a.size, body=a.body, weights=a.weights, checkpoint=state, seed=a.seed, bs=a.bs)
     det.save(a.out)
     state.unlink(missing_ok=True)
     _print_score(det.predict([r.file for r in val.records], .01), val, '11point', .5)

@@ -164,15 +164,15 @@ def save(self:Detector,
     path, # The file
 ):
     """Write plan and weights, in half precision, whole or not at all.
-    `ValueError` for a body of your own, which no file can name, and for weights that are not finite"""
+    `ValueError` for a body of your own, which no file can name, for weights that are not finite, and for notes that are not plain values"""
     if not _known_body(self.plan['body']): raise ValueError(f'body {self.plan["body"]!r}; expected symbols or a name that torchvision knows, so that it can be made again')
     state = {k: _half(v) for k, v in self.state_dict().items()}
     odd = next((k for k, v in state.items() if not v.isfinite().all()), None)
     if odd: raise ValueError(f'{path}: not written, since weights {odd!r} hold numbers that are not finite')
-    write_whole(dict(kind='objdet detector', version=1, plan=self.plan, state=state), path)
+    write_whole(dict(kind='objdet detector', version=1, plan=_plain(self.plan, 'plan'), state=state), path)
 
 # %% ../nbs/94_detector.ipynb #130b4032
-_plan_types = dict(body=str, taps=list, head=str, head_args=dict, classes=list, anchors=list, size=int, notes=dict)
+_plan_types = dict(body=str, taps=list, head=str, head_args=dict, classes=list, anchors=list, size=int, mean=list, std=list, notes=dict)
 
 # %% ../nbs/94_detector.ipynb #2631cfbd
 def _check_plan(plan, path):
@@ -182,6 +182,8 @@ def _check_plan(plan, path):
         if not isinstance(plan[k], t): raise ValueError(f'{path}: {k} is {plan[k]!r:.60}; expected {t.__name__}')
     if not plan['classes'] or not all(isinstance(o, str) for o in plan['classes']): raise ValueError(f'{path}: classes are {plan["classes"]!r:.60}; expected names')
     if not 16 <= plan['size'] <= 4096: raise ValueError(f'{path}: size is {plan["size"]}; expected 16 to 4096 pixels')
+    for k, v in dict(mean=imagenet_mean, std=imagenet_std).items():
+        if plan[k] != list(v): raise ValueError(f'{path}: {k} is {plan[k]}; expected {list(v)}, which the pictures are normalized with')
     if plan['head'] not in _heads: raise ValueError(f'{path}: unknown head {plan["head"]!r}; expected one of {", ".join(_heads)}')
     if not _known_body(plan['body']): raise ValueError(f'{path}: unknown body {plan["body"]!r}; expected symbols or a name that torchvision knows')
 

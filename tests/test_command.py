@@ -155,11 +155,30 @@ def test_data_that_cannot_be_had_is_one_line_and_2(monkeypatch, capsys, tmp_path
     monkeypatch.setattr(command, 'train_command', fail)
     with pytest.raises(RuntimeError): main(['train', 'voc2007'])
 
-def test_fresh_keeps_the_old_state_until_the_data_is_read(tmp_path, monkeypatch, capsys):
-    "A mistyped name cost the state of an interrupted training"
-    monkeypatch.chdir(tmp_path)
+@pytest.mark.parametrize('more', [['nowhere'], ['DATA', '--body', 'mobilnet'], ['DATA', '--size', '100'], ['DATA', '--weights', 'nowhere.pth']])
+def test_fresh_keeps_the_old_state_until_an_epoch_is_done(truth, more, capsys):
+    "A mistyped name, body or size cost the state of an interrupted training"
+    d = json.loads(Path(truth).read_text())
+    d['images'] += [dict(d['images'][0], id=10**6 + i) for i in range(2)]
+    Path(truth).write_text(json.dumps(d))
     Path('m.checkpoint.pt').write_text('state')
-    assert main(['train', 'nowhere', '--fresh', '--out', 'm.pt']) == 2 and Path('m.checkpoint.pt').is_file()
+    assert main(['train', *(truth if o == 'DATA' else o for o in more), '--fresh', '--out', 'm.pt']) == 2
+    assert Path('m.checkpoint.pt').read_text() == 'state' and not Path('m.checkpoint.pt.old').exists() and 'Traceback' not in capsys.readouterr().err
+
+def test_fresh_leaves_the_new_state_of_an_interrupted_training(truth, monkeypatch):
+    "The state that was set aside must not come back over a newer one, nor stay beside it"
+    from objdet import your_data
+    d = json.loads(Path(truth).read_text())
+    d['images'] += [dict(d['images'][0], id=10**6 + i) for i in range(2)]
+    Path(truth).write_text(json.dumps(d))
+    Path('m.checkpoint.pt').write_text('old')
+    def one_epoch(trn, val, checkpoint, **kw):
+        assert not checkpoint.exists()
+        checkpoint.write_text('new')
+        raise KeyboardInterrupt
+    monkeypatch.setattr(your_data, 'train_detector', one_epoch)
+    assert main(['train', truth, '--fresh', '--out', 'm.pt']) == 130
+    assert Path('m.checkpoint.pt').read_text() == 'new' and not Path('m.checkpoint.pt.old').exists()
 
 def test_two_files_of_one_name_are_not_one_picture(truth, val, capsys):
     "Detections of a/1.jpg and of b/1.jpg both counted for the truth's 1.jpg"

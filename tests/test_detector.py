@@ -242,11 +242,12 @@ weight = 'head.outs.0.clas.weight'
 edits = {'another kind': (change('kind', to='a checkpoint'), 'not a detector'), 'no kind': (change('kind'), 'not a detector'),
          'a newer format': (change('version', to=2), 'format 2; this objdet reads format 1'), 'no version': (change('version'), 'format None'),
          'no plan': (change('plan'), 'plan is None'), 'no state': (change('state'), 'state is None'), 'state of a list': (change('state', to=[1]), r'state is \[1\]'),
-         **{f'no {k}': (change('plan', k), f"no '{k}'") for k in ('body', 'head', 'head_args', 'classes', 'anchors', 'size', 'taps', 'notes')},
+         **{f'no {k}': (change('plan', k), f"no '{k}'") for k in ('body', 'head', 'head_args', 'classes', 'anchors', 'size', 'taps', 'mean', 'std', 'notes')},
          'unknown body': (change('plan', 'body', to='resnet9000'), "unknown body 'resnet9000'"), 'unknown head': (change('plan', 'head', to='FCOS'), "unknown head 'FCOS'"),
          'size of a text': (change('plan', 'size', to='big'), "size is 'big'"), 'no size at all': (change('plan', 'size', to=0), 'size is 0'),
          'classes of numbers': (change('plan', 'classes', to=[1, 2, 3]), r'classes are \[1, 2, 3\]'), 'other classes': (change('plan', 'classes', to=['a']), 'weights .* are .*expected'),
          'other anchors': (change('plan', 'anchors', 0, to=[4, 1]), '40 rows .* 34 anchors'), 'taps out of range': (change('plan', 'taps', to=[99]), 'no detector can be made'),
+         'another mean': (change('plan', 'mean', to=[.5, .5, .5]), r'mean is \[0.5, 0.5, 0.5\]; expected \[0.485'), 'another spread': (change('plan', 'std', to=[1., 1., 1.]), r'std is \[1.0, '),
          'strange argument': (change('plan', 'head_args', 'colour', to=1), "no detector can be made.*'colour'"),
          'a weight is missing': (change('state', weight), f"weights '{weight}' are missing"), 'a weight too many': (change('state', 'x', to=torch.ones(2)), "weights 'x' are .2,.; expected none"),
          'another shape': (change('state', weight, to=torch.ones(2)), rf"'{weight}' are .2,.; expected .8, 16, 3, 3."),
@@ -258,6 +259,18 @@ def saved(det, tmp_path_factory):
     file = tmp_path_factory.mktemp('saved')/'d.pt'
     det.save(file)
     return file
+
+def test_figures_of_numpy_that_came_after_the_training_can_be_read(det, tmp_path):
+    "A mean of NumPy's in the notes was written without complaint, and the file could not be loaded"
+    before = dict(det.plan['notes'])
+    try:
+        det.plan['notes'].update(map=np.mean([.5, .6]), ap={'a': np.float32(.25)})
+        det.save(tmp_path/'d.pt')
+        assert load_detector(tmp_path/'d.pt').plan['notes']['map'] == np.mean([.5, .6])
+        det.plan['notes'].update(map=torch.ones(1))
+        with pytest.raises(ValueError, match=r"plan\['notes'\]\['map'\] is tensor"): det.save(tmp_path/'e.pt')
+        assert not (tmp_path/'e.pt').exists()
+    finally: det.plan['notes'] = before
 
 @pytest.mark.parametrize('what', edits)
 def test_another_file_is_refused_with_its_name_and_the_value(saved, what, tmp_path):

@@ -81,6 +81,17 @@ def test_the_same_seed_gives_the_same_detector_and_another_another(splits):
     assert same(a, b) and not same(a, c)
 
 
+def test_random_weights_are_of_the_seed_too(splits, monkeypatch):
+    "They were drawn before the seed was set: another body in each process, which could not go on from its own checkpoint"
+    marks = []
+    def stop(file, mark): marks.append(mark); raise KeyboardInterrupt
+    monkeypatch.setattr('objdet.your_data._check_checkpoint', stop)
+    for other, seed in ((1, 42), (2, 42), (2, 43)):
+        torch.manual_seed(other)
+        with pytest.raises(KeyboardInterrupt): train(*splits, weights='none', seed=seed)
+    assert torch.equal(marks[0], marks[1]) and not torch.equal(marks[0], marks[2])
+
+
 def test_it_fits_in_a_file(trained, tmp_path):
     "Notes with NumPy numbers could be saved and not read back with `weights_only`."
     trained[0].save(tmp_path/'d.pt')
