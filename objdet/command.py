@@ -6,7 +6,8 @@
 __all__ = ['detect_command', 'train_command', 'score_command', 'main']
 
 # %% ../nbs/97_command.ipynb #b7de6c41
-import argparse, json, os, sys
+import argparse, json, os, sys, warnings
+from collections import Counter
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from . import __version__
@@ -54,14 +55,23 @@ def _files(pictures):
     return list({o.resolve(): o for o in files}.values())
 
 # %% ../nbs/97_command.ipynb #883d2769
+def _is_drawing(png):
+    "Did `_draw` write this file?"
+    from PIL import Image
+    try:
+        with Image.open(png) as im: return im.info.get('Software') == 'objdet'
+    except OSError: return False
+
 def _drawings(files, folder):
     "Where the drawing of each file goes; `ValueError` if one would overwrite a picture or another drawing"
     if folder.exists() and not folder.is_dir(): raise ValueError(f'{folder}: a file; expected a folder for the drawings, or a name that ends in .json')
-    to = {o: folder/f'{o.stem}.png' for o in files}
+    stems = Counter(o.stem for o in {o.name: o for o in files}.values())
+    to = {o: folder/f'{o.name if stems[o.stem] > 1 else o.stem}.png' for o in files}
     sources, seen = {o.resolve() for o in files}, {}
     for o, png in to.items():
         if png.resolve() in sources: raise ValueError(f'{png}: the drawing of {o} would overwrite a picture; choose another folder')
-        if png in seen: raise ValueError(f'{png}: would be the drawing of {seen[png]} and of {o}; give them one at a time')
+        if png in seen: raise ValueError(f'{png}: would be the drawing of {seen[png]} and of {o}; draw them into two folders')
+        if png.exists() and not _is_drawing(png): raise ValueError(f'{png}: already there, and no drawing of objdet; choose another folder')
         seen[png] = o
     return to
 
@@ -77,7 +87,7 @@ def _draw(file, d, classes, png):
     dpi = max(max(h, w)/6, 50)
     fig = Figure(((w + .01)/dpi, (h + .01)/dpi), dpi=dpi)
     show_boxes(im, d['boxes'], d['labels'], d['scores'], classes, ax=fig.add_axes((0, 0, 1, 1)))
-    with whole_file(png) as f: fig.savefig(f, format='png')
+    with whole_file(png) as f: fig.savefig(f, format='png', metadata=dict(Software='objdet'))
 
 # %% ../nbs/97_command.ipynb #00834137
 def _ids(files):
@@ -98,6 +108,16 @@ def _write_json(rows, path):
     "Write `rows`, whole or not at all, one a line"
     from objdet.learner import whole_file
     with whole_file(path) as f: f.write(('[' + ',\n '.join(map(json.dumps, rows)) + ']\n').encode())
+
+# %% ../nbs/97_command.ipynb #43849cfc
+def _check_result(path):
+    "`ValueError` if detections written to `path` would replace anything but detections"
+    if path.is_dir(): raise ValueError(f'{path}: a folder; expected a file for the detections')
+    if not path.exists(): return
+    try: rows = json.loads(path.read_text(encoding='utf-8'))
+    except ValueError: rows = None
+    if not isinstance(rows, list) or not all(isinstance(r, dict) and {'bbox', 'score'} <= r.keys() for r in rows):
+        raise ValueError(f'{path}: already there, and no list of detections; choose another name')
 
 # %% ../nbs/97_command.ipynb #0bf34c77
 def _predict(det, files, thresh, broken, bs=16):
@@ -134,6 +154,7 @@ def detect_command(
 ) -> int: # 0, or 2 if a picture could not be read
     "`objdet detect`"
     files, to_json = _files(a.pictures), a.out is not None and a.out.suffix.lower() == '.json'
+    if to_json: _check_result(a.out)
     folder = a.out.with_suffix('') if to_json and a.draw else None if to_json else a.out or (Path('detections') if a.draw else None)
     to = _drawings(files, folder) if folder else {}
     det = _load(a.model, a.device)
@@ -175,6 +196,7 @@ DATA is a VOC devkit, as a folder or a tar file, a COCO folder, or a COCO JSON b
 def _checkpoint(a):
     "Where the state of the training is kept; `ValueError` or `FileNotFoundError` if it cannot be meant"
     state = a.out.with_name(f'{a.out.stem}.checkpoint.pt')
+    if a.out.is_dir(): raise ValueError(f'{a.out}: a folder; expected a file for the detector')
     if a.fresh: return state
     if a.resume and not state.is_file(): raise FileNotFoundError(f'{state}: no interrupted training to go on with')
     if a.out.exists() and not state.is_file(): raise ValueError(f'{a.out}: already there; choose another --out, or --fresh to train it anew')
@@ -196,6 +218,12 @@ def _print_score(preds, truth, method, iou, coco=False):
     print(score.table(truth.classes))
     print(score)
     if coco: print(coco_ap(preds, targets, n_classes=len(truth.classes)))
+
+# %% ../nbs/97_command.ipynb #fed78703
+def _ask(det, truth, bs=16):
+    "Detections in the pictures of `truth`, turned as its sizes say"
+    from objdet.pascal_data import open_image
+    return [d for i in range(0, len(truth), bs) for d in det.predict([open_image(r) for r in truth.records[i:i+bs]], .01)]
 
 # %% ../nbs/97_command.ipynb #2a7e6593
 @contextmanager
@@ -224,7 +252,7 @@ def train_command(
         det, _ = train_detector(trn, val, epochs=a.epochs, size=a.size, body=a.body, weights=a.weights, checkpoint=state, seed=a.seed, bs=a.bs)
     det.save(a.out)
     state.unlink(missing_ok=True)
-    _print_score(det.predict([r.file for r in val.records], .01), val, '11point', .5)
+    _print_score(_ask(det, val), val, '11point', .5)
     print(f'written: {a.out}')
     return 0
 
@@ -271,30 +299,46 @@ def _numbers(what, names, known, rows, key, path):
     return kept
 
 # %% ../nbs/97_command.ipynb #f8f27e0c
+def _end(path, n): return '/'.join(Path(path).parts[-n:])
+
+def _parts_needed(paths):
+    "How many last parts of these paths tell them apart; 1 if none do"
+    return next((n for n in range(1, 1 + max(len(o.parts) for o in paths)) if len({_end(o, n) for o in paths}) == len(paths)), 1)
+
 def _renumber(rows, truth, path):
     "Rows of a result file with the truth's numbers of pictures and classes, by their names"
     from objdet.pascal_data import to_coco
-    coco = to_coco(truth)
-    images, classes = ({Path(o[k]).name: o['id'] for o in coco[part]} for k, part in (('file_name', 'images'), ('name', 'categories')))
-    if len(images) < len(truth): raise ValueError(f'{path}: names pictures, and the truth has two of one name; leave file_name out')
-    files = {r['file_name'] for r in rows}
-    if len({Path(o).name for o in files}) < len(files): raise ValueError(f'{path}: has detections of two files of one name; leave file_name out')
-    rows = _numbers('picture', [Path(r['file_name']).name for r in rows], images, rows, 'image_id', path)
-    return _numbers('class', [r['category'] for r in rows], classes, rows, 'category_id', path)
+    coco, files = to_coco(truth), [r.file for r in truth.records]
+    n = _parts_needed(files)
+    images = {_end(o, n): im['id'] for o, im in zip(files, coco['images'])}
+    if len(images) < len(truth): raise ValueError(f'{path}: names pictures, and the truth has one twice')
+    named = {r['file_name'] for r in rows}
+    if len({_end(o, n) for o in named}) < len(named): raise ValueError(f'{path}: has detections of two files of one name, where the truth has one')
+    rows = _numbers('picture', [_end(r['file_name'], n) for r in rows], images, rows, 'image_id', path)
+    return _numbers('class', [r['category'] for r in rows], {o['name']: o['id'] for o in coco['categories']}, rows, 'category_id', path)
 
 # %% ../nbs/97_command.ipynb #1278c9dc
 def _read_preds(path, truth):
     "Detections in a COCO result file, one dict a picture of the truth"
     from tempfile import TemporaryDirectory
     from objdet.score import read_coco_results
-    try: rows = json.loads(path.read_text(encoding='utf-8'))
+    try: rows = json.loads(path.read_text(encoding='utf-8-sig'))
     except ValueError as e: raise ValueError(f'{path}: malformed JSON ({e})') from e
     named = isinstance(rows, list) and rows and all(isinstance(r, dict) and {'file_name', 'category'} <= r.keys() for r in rows)
     if not named: return read_coco_results(path, truth)
+    odd = next(((j, k) for j, r in enumerate(rows) for k in ('file_name', 'category') if not isinstance(r[k], str)), None)
+    if odd: raise ValueError(f'{path}, entry {odd[0]}: {odd[1]} is {rows[odd[0]][odd[1]]!r:.60}; expected a text')
     with TemporaryDirectory() as tmp:
         file = Path(tmp, path.name)
         _write_json(_renumber(rows, truth, path), file)
         return read_coco_results(file, truth)
+
+# %% ../nbs/97_command.ipynb #301e3e80
+def _outside(preds, truth):
+    "In how many pictures of `truth` a detection ends more than two pixels beyond the right or lower edge"
+    edges = [[o.item() for o in p['boxes'][:, 2:].amax(0)] for p in preds if len(p['boxes'])]
+    records = [r for p, r in zip(preds, truth.records) if len(p['boxes'])]
+    return sum(x > r.width + 2 or y > r.height + 2 for (x, y), r in zip(edges, records))
 
 # %% ../nbs/97_command.ipynb #7e438d9a
 def score_command(
@@ -306,6 +350,7 @@ def score_command(
     preds = _read_preds(a.preds, truth)
     least = min((p['scores'].min().item() for p in preds if len(p['scores'])), default=0)
     if least >= .1: _say(f'the least score in {a.preds} is {least:.2f}; what was cut off counts as not found (objdet detect --thresh .01)')
+    if n := _outside(preds, truth): _say(f'in {n} pictures of {len(truth)} boxes reach beyond the width and height that {a.truth} gives: is it of other sizes, or are the pictures turned (EXIF)?')
     _print_score(preds, truth, a.method, a.iou, a.coco)
     return 0
 
@@ -334,9 +379,13 @@ def main(
     argv=None, # Words after `objdet`; those of the command line by default
 ) -> int: # Exit status: 0, 2 for bad input, 130 after Ctrl-C, 141 if the reader of our output has gone
     "The command `objdet`"
+    # a file's name may have letters that this terminal has not
+    if getattr(sys.stdout, 'errors', None) == 'strict' and hasattr(sys.stdout, 'reconfigure'): sys.stdout.reconfigure(errors='backslashreplace')
     try:
-        try: a = _parser().parse_args(argv); status = a.run(a)
-        except SystemExit as e: status = e.code or 0 # argparse, after --help or an error
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *args, **kw: _say(message)
+            try: a = _parser().parse_args(argv); status = a.run(a)
+            except SystemExit as e: status = e.code or 0 # argparse, after --help or an error
         sys.stdout.flush() # here, where it is noticed if the reader has gone
         return status
     except KeyboardInterrupt: _say('interrupted'); return 130

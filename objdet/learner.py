@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['set_seed', 'to_device', 'cat_batches', 'part_folder', 'whole_file', 'write_whole', 'read_weights', 'Learner',
-           'steepest', 'Found', 'plot_found']
+           'each_batch', 'steepest', 'Found', 'plot_found']
 
 # %% ../nbs/91_learner.ipynb #fa09fbd4
 import copy, math, os, random, shutil, tempfile, time, zipfile
@@ -123,8 +123,13 @@ def read_weights(
 ): # What was saved
     "`torch.load` with `weights_only`; `FileNotFoundError`, or `ValueError` for a file of another kind"
     if not Path(path).is_file(): raise FileNotFoundError(f'{path}: no such weights file')
-    try: return torch.load(path, map_location=map_location, weights_only=True)
+    try:
+        d, odd = torch.load(path, map_location=map_location, weights_only=True), None
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as z: odd = z.testzip()
     except Exception as e: raise ValueError(f'{path}: not a file of PyTorch weights ({type(e).__name__}); expected tensors and plain values, as torch.save writes them') from e
+    if odd: raise ValueError(f'{path}: not a file of PyTorch weights ({odd} is not what was written)')
+    return d
 
 # %% ../nbs/91_learner.ipynb #6d5bd220
 class Learner:
@@ -202,6 +207,17 @@ def _step(self:Learner, x, y, opt):
     self.losses.append(v)
     return v
 
+# %% ../nbs/91_learner.ipynb #0a12c40b
+def each_batch(
+    dl, # A loader, or a progress bar over it
+): # Yields its batches
+    "Go through a loader; an error of a loading process comes as that process raised it"
+    try: yield from dl
+    except (ValueError, OSError) as e:
+        text = str(e).strip()
+        if not text.startswith('Caught '): raise
+        raise type(e)(text.splitlines()[-1].partition(': ')[2]) from e
+
 # %% ../nbs/91_learner.ipynb #ae0f914f
 @patch
 def validate(self:Learner,
@@ -211,7 +227,7 @@ def validate(self:Learner,
     self.model.eval()
     sums, n = {}, 0
     with torch.no_grad():
-        for x, y in tqdm(self.dls.valid if dl is None else dl, leave=False, desc='valid'):
+        for x, y in each_batch(tqdm(self.dls.valid if dl is None else dl, leave=False, desc='valid')):
             y, p = to_device(y, self.device), self._forward(x)
             for k, f in {'loss': self.loss_func, **self.metrics}.items(): sums[k] = sums.get(k, 0.) + float(f(p, y))*len(x)
             n += len(x)
@@ -226,7 +242,7 @@ def predict(self:Learner,
     "Run the model over a loader"
     self.model.eval()
     bar = tqdm(self.dls.valid if dl is None else dl, leave=False, desc='predict')
-    with torch.no_grad(): outs = [to_device(self._forward(x), 'cpu') for x, _ in bar]
+    with torch.no_grad(): outs = [to_device(self._forward(x), 'cpu') for x, _ in each_batch(bar)]
     if not outs: raise ValueError('no pictures to predict: the loader is empty')
     return cat_batches(outs)
 
@@ -295,7 +311,7 @@ def _range_test(self:Learner, start, end, steps, lr):
     grow = np.geomspace(start, end, steps)
     lrs, losses, avg = [], [], 0.
     self._train_mode()
-    batches = (b for _ in range(steps) for b in self.dls.train)
+    batches = (b for _ in range(steps) for b in each_batch(self.dls.train))
     for i, (rate, (x, y)) in enumerate(zip(tqdm(grow, leave=False, desc='lr_find'), batches)):
         for p, r in zip(opt.param_groups, rel): p['lr'] = rate*r/rel[-1]
         try: avg = .8*avg + .2*self._step(x, y, opt)
@@ -330,7 +346,7 @@ def _epoch(self:Learner, opt, sched, name):
     self._train_mode()
     start, total = time.time(), 0.
     bar = tqdm(self.dls.train, leave=False, desc=name)
-    for i, (x, y) in enumerate(bar):
+    for i, (x, y) in enumerate(each_batch(bar)):
         total += self._step(x, y, opt)
         self.lrs.append(opt.param_groups[-1]['lr']); sched.step()
         bar.set_postfix(loss=f'{total/(i+1):.4f}')
@@ -441,9 +457,7 @@ def _stopped(self:Learner, d):
 def _read_checkpoint(self:Learner, path, recipe):
     "What the checkpoint at `path` holds, if it is there; `ValueError` if it is none, or of another training"
     if not Path(path).exists(): return
-    try:
-        d = read_weights(path)
-        if odd := zipfile.ZipFile(path).testzip(): raise ValueError(f'{path}: not a file of PyTorch weights ({odd} is not what was written)')
+    try: d = read_weights(path)
     except ValueError as e: raise ValueError(f'{e}; remove it to train from the start') from e
     if not isinstance(d, dict) or 'recipe' not in d: raise ValueError(f'{path}: not a checkpoint of a training; choose another file')
     if self._stopped(d): recipe = recipe | {'epochs before it': d['recipe']['epochs before it']}

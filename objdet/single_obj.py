@@ -18,7 +18,7 @@ from fastcore.basics import patch
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, StackDataset
-from .learner import read_weights
+from .learner import each_batch, read_weights
 from .pascal_data import Annotations, DataLoaders, DetectionDataset, dataloaders, largest_object, pad_batch, squash
 from .sample import symbol_body
 
@@ -177,7 +177,7 @@ def ask_body(
     "Run every picture once through frozen layers, on the device where they are"
     device = next((p.device for p in body.eval().parameters()), 'cpu')
     dl = DataLoader(ds, bs, collate_fn=collate, num_workers=min(2, (os.cpu_count() or 1) - 1))
-    return [(body(x.to(device).contiguous(memory_format=torch.channels_last)).contiguous().to('cpu', dtype), *y) for x, y in dl]
+    return [(body(x.to(device).contiguous(memory_format=torch.channels_last)).contiguous().to('cpu', dtype), *y) for x, y in each_batch(dl)]
 
 # %% ../nbs/02_single_obj.ipynb #988d89fa
 def run_body(

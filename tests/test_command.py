@@ -212,6 +212,91 @@ def test_nothing_of_it_in_the_truth_is_an_error(truth, perfect, val, capsys):
     assert main(['score', 'none.json', truth]) == 2 and "'other.jpg' is not in the truth" in capsys.readouterr().err
     assert main(['score', 'perfect.json', truth]) == 2 and 'which is not among the pictures' in capsys.readouterr().err
 
+def test_nothing_that_is_no_detection_is_replaced(photos, model, truth, capsys):
+    "`detect --out annotations.json` cost the labels, and a drawing replaced a photograph that happened to be beside"
+    before = Path(truth).read_bytes()
+    assert main(['detect', 'photos', '--model', model, '--out', truth]) == 2 and 'no list of detections' in capsys.readouterr().err
+    assert Path(truth).read_bytes() == before
+    one = sorted(photos.glob('*.jpg'))[0]
+    Image.new('RGB', (5, 5)).save(one.with_suffix('.png'))
+    before = one.with_suffix('.png').read_bytes()
+    assert main(['detect', str(one), '--model', model, '--out', 'photos']) == 2 and 'no drawing of objdet' in capsys.readouterr().err
+    assert one.with_suffix('.png').read_bytes() == before
+    for _ in range(2): assert main(['detect', 'photos', '--model', model, '--out', 'drawn', '--thresh', '.5']) == 0 # our own drawings may be drawn again
+    assert {f'{one.name}.png', f'{one.stem}.png.png'} <= {o.name for o in Path('drawn').iterdir()} # two of one stem
+
+@pytest.mark.parametrize('argv', [['detect', 'photos', '--out', 'x.json'], ['train', 'sample', '--out', 'x.json', '--fresh'], ['train', 'sample', '--out', 'x.json']])
+def test_a_folder_in_the_place_of_the_result_is_told_before_the_work(photos, argv, monkeypatch, capsys):
+    Path('x.json').mkdir()
+    for o in ('_load', '_data'): monkeypatch.setattr(command, o, lambda *a: pytest.fail('worked for nothing'))
+    assert main(argv) == 2 and 'x.json: a folder' in capsys.readouterr().err
+
+def small_coco(val, n=8, **kw):
+    "A folder `mine` with `n` pictures of the sample and their COCO file; `kw` are for saving each picture anew"
+    Path('mine').mkdir()
+    d = to_coco(val)
+    d['images'] = d['images'][:n]
+    d['annotations'] = [o for o in d['annotations'] if o['image_id'] in {o['id'] for o in d['images']}]
+    for r in val.records[:n]: Image.open(r.file).save(f'mine/{r.file.name}', **dict(quality=95) | kw)
+    Path('mine/annotations.json').write_text(json.dumps(d))
+
+def test_pictures_turned_by_a_note_are_scored_as_they_were_trained(tmp_path, val, monkeypatch, capsys):
+    "The command scored them turned, against boxes of pictures as stored: near 0 where the detector was good"
+    from objdet import your_data
+    monkeypatch.chdir(tmp_path)
+    exif = Image.Exif()
+    exif[274] = 6
+    small_coco(val, exif=exif)
+    monkeypatch.setattr(your_data, 'train_detector', lambda *a, **kw: (load_detector('sample'), None))
+    assert main(['train', 'mine', '--out', 'm.pt']) == 0
+    out = capsys.readouterr().out
+    assert float(out.split('mAP ')[-1].split()[0]) > .3
+    assert main(['detect', 'mine', '--model', 'm.pt', '--thresh', '.01', '--out', 'found.json']) == 0
+    assert main(['score', 'found.json', 'mine/annotations.json']) == 0 and 'boxes reach beyond the width and height' in capsys.readouterr().err
+
+def test_a_cut_off_picture_is_named_in_one_short_line(tmp_path, val, monkeypatch, capsys):
+    "A loading process gave its traceback for a message, 1,900 characters of it"
+    monkeypatch.chdir(tmp_path)
+    small_coco(val)
+    file = Path('mine', val[2].file.name)
+    file.write_bytes(file.read_bytes()[:700])
+    assert main(['train', 'mine', '--body', 'symbols', '--size', '64', '--epochs', '1', '--bs', '4']) == 2
+    err = capsys.readouterr().err
+    assert file.name in err and 'Traceback' not in err and len(err) < 300 and err.count('\n') == 1
+
+def test_two_pictures_of_one_name_in_two_folders_are_told_apart(tmp_path, val, monkeypatch, capsys):
+    "They could be trained on and not scored, and the advice that was given scored other pictures"
+    monkeypatch.chdir(tmp_path)
+    small_coco(val, 4)
+    d = json.loads(Path('mine/annotations.json').read_text())
+    for i, o in enumerate(d['images']):
+        new = Path('mine', 'ab'[i % 2], f'{i//2}.jpg')
+        new.parent.mkdir(exist_ok=True)
+        Path('mine', o['file_name']).rename(new)
+        o['file_name'] = str(new.relative_to('mine'))
+    Path('mine/annotations.json').write_text(json.dumps(d))
+    assert main(['detect', 'mine/b', 'mine/a', '--model', 'sample', '--thresh', '.01', '--out', 'found.json']) == 0
+    assert main(['score', 'found.json', 'mine/annotations.json']) == 0
+    first = capsys.readouterr().out.splitlines()[-1]
+    small = load_detector('sample').predict(['mine/a/0.jpg', 'mine/b/0.jpg', 'mine/a/1.jpg', 'mine/b/1.jpg'], .01)
+    from objdet.score import mean_ap
+    assert first == str(mean_ap(small, [dict(boxes=r.boxes, labels=r.labels, difficult=r.difficult) for r in val.records[:4]], n_classes=len(val.classes)))
+
+def test_a_name_that_the_terminal_cannot_show(photos, model, val):
+    "It ended the run, and no JSON was written"
+    next(photos.iterdir()).rename(photos/'日本.jpg')
+    run = [sys.executable, '-c', 'import sys; from objdet.command import main; sys.exit(main())', 'detect', 'photos', '--model', model, '--thresh', '.01', '--out', 'j.json']
+    done = subprocess.run(run, capture_output=True, text=True, env=os.environ | dict(PYTHONIOENCODING='cp1252'))
+    assert done.returncode == 0 and done.stderr == '' and len(json.loads(Path('j.json').read_text())) > 0
+
+def test_warnings_are_one_line_without_source(tmp_path, val, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    small_coco(val)
+    Path('mine', val[1].file.name).unlink()
+    main(['train', 'mine', '--size', '100'])
+    err = capsys.readouterr().err
+    assert all(o.startswith('objdet: ') for o in err.splitlines()) and 'UserWarning' not in err and val[1].file.stem in err
+
 def test_in_a_process_of_its_own_and_with_a_reader_that_leaves(photos, model):
     "As the shell runs it: the entry point, the status, no traceback when `head` closes the pipe"
     run = [sys.executable, '-c', 'import sys; from objdet.command import main; sys.exit(main())', 'detect', str(photos), '--model', model, '--thresh', '.1']
