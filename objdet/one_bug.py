@@ -6,7 +6,7 @@
 __all__ = ['Edit', 'outcome', 'unmatched', 'perfect_activations', 'first_loss', 'overfit']
 
 # %% ../nbs/08_one_bug.ipynb #3939e6d7
-import copy, inspect, math, re, textwrap, torch
+import ast, copy, inspect, math, re, textwrap, torch
 from contextlib import nullcontext
 from torch.nn import functional as F
 from .anchors_matching import match_anchors
@@ -14,7 +14,7 @@ from .ssd_loss import bb_to_actn
 
 # %% ../nbs/08_one_bug.ipynb #310e0d91
 class Edit:
-    "A `with` block in which one piece of a function's source reads otherwise; `ValueError` unless it occurs exactly once"
+    "A `with` block in which one piece of a function's body reads otherwise; `ValueError` unless it is there once, and where the body alone would not do"
     def __init__(self,
         func, # A function, or a method taken from its class
         old, # The text to replace
@@ -24,8 +24,10 @@ class Edit:
         source = textwrap.dedent(inspect.getsource(self.func))
         source = source[re.search(r'^def ', source, re.M).start():] # decorators have done their work
         if (n := source.count(old)) != 1: raise ValueError(f'{self.func.__qualname__}: {old!r} occurs {n} times, expected once')
-        self.lines = [l for l in zip(source.splitlines(), source.replace(old, new).splitlines()) if l[0] != l[1]]
-        self.code = _compiled(source.replace(old, new), self.func)
+        edited = source.replace(old, new)
+        if _defaults(edited) != _defaults(source): raise ValueError(f'{self.func.__qualname__}: {old!r} is in a default, not in the body')
+        self.lines = [l for l in zip(source.splitlines(), edited.splitlines()) if l[0] != l[1]]
+        self.code = _compiled(edited, self.func)
 
     def __repr__(self): return '\n'.join([self.func.__qualname__, *(f'{s} {l.strip()}' for pair in self.lines for s, l in zip('-+', pair))])
 
@@ -38,9 +40,17 @@ class Edit:
 # %% ../nbs/08_one_bug.ipynb #6493b9be
 def _compiled(source, func):
     "The code of a function with this source, in the place of `func`"
+    if around := func.__code__.co_freevars:
+        raise ValueError(f'{func.__qualname__} takes {", ".join(around)} from around it, and an edit is compiled alone')
     names = {}
     exec(compile(source, f'<edit of {func.__qualname__}>', 'exec'), func.__globals__, names)
     return names[func.__name__].__code__
+
+# %% ../nbs/08_one_bug.ipynb #5a41b347
+def _defaults(source):
+    "What the parameters of a function with this source are by default, as text"
+    args = ast.parse(source).body[0].args
+    return [o and ast.unparse(o) for o in (*args.defaults, *args.kw_defaults)]
 
 # %% ../nbs/08_one_bug.ipynb #ac60f71a
 def outcome(

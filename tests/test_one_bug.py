@@ -44,6 +44,21 @@ def test_an_edit_reaches_methods_decorated_functions_and_those_who_imported_the_
 def test_a_text_that_is_not_there_once_is_refused(old, n):
     with pytest.raises(ValueError, match=f'voc_to_xyxy: .{old}. occurs {n} times'): Edit(pascal_data.voc_to_xyxy, old, '')
 
+def plain(x, low=0, *, high=1): return min(max(x, low), high)
+def around(step):
+    def up(x): return x + step
+    return up
+
+@pytest.mark.parametrize('old, new', [('low=0', 'low=2'), ('high=1', 'high=2'), ('high=1', 'high')])
+def test_an_edit_of_a_default_is_refused(old, new):
+    with pytest.raises(ValueError, match=f"plain: '{old}' is in a default"): Edit(plain, old, new)
+    with Edit(plain, 'max(x, low)', 'x'): assert plain(-3) == -3
+    assert plain(-3) == 0
+
+@pytest.mark.parametrize('func, old, name', [(SSDLoss.__init__, 'clas_loss or', '__class__'), (around(1), 'x + step', 'step')])
+def test_a_function_that_takes_names_from_around_it_is_refused(func, old, name):
+    with pytest.raises(ValueError, match=f'takes {name} from around it'): Edit(func, old, '')
+
 def test_outcome_says_what_the_error_says_and_takes_the_edit_back():
     def width(): assert pascal_data.voc_to_xyxy([1, 1, 4, 4])[2] == 4, 'too\n narrow'
     assert outcome(width) == 'passes' and outcome(width, Edit(pascal_data.voc_to_xyxy, '[1., 1, 0, 0]', '[1., 1, 1, 1]')).startswith('too narrow')
