@@ -10,8 +10,9 @@ import numpy as np, torch
 from PIL import Image
 from objdet.detector import Detector, TopDownHead, _open, _squash, load_detector
 from objdet.learner import set_seed
-from objdet.pascal_data import get_data, load_annotations
+from objdet.pascal_data import load_annotations
 from objdet.single_obj import create_body
+from objdet.sources import get_data
 from ssd_loss import in_turn
 
 def mobilenet():

@@ -9,9 +9,10 @@ import torch
 from objdet.anchors_matching import create_anchors, default_grids, default_shapes, default_zooms
 from objdet.focal_nms import FocalLoss, detect
 from objdet.learner import Learner, set_seed
-from objdet.pascal_data import Annotations, DetectionDataset, get_data, load_splits
+from objdet.pascal_data import Annotations, DetectionDataset, load_splits
 from objdet.score import mean_ap
 from objdet.single_obj import create_body
+from objdet.sources import get_data
 from objdet.ssd_loss import BCELoss, HardNegativeLoss, SoftmaxLoss, SSDLoss, SSDMultiHead, kept_loaders, set_background_bias
 from saved_rows import done, parse, parser, read_rows, settings_of, write_rows
 

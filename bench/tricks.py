@@ -13,9 +13,10 @@ from objdet.bbox_aug import CropNearObjects, tidy_boxes
 from objdet.learner import Learner, set_seed
 from objdet.multilabel import (CellNames, FlipTTA, class_sets, choose_threshold, f1_score, mixup, multi_accuracy, multilabel_dataloaders,
                                smooth_targets)
-from objdet.pascal_data import Annotations, DataLoaders, get_data, load_splits, squash
+from objdet.pascal_data import Annotations, DataLoaders, load_splits, squash
 from objdet.show import denormalize
 from objdet.single_obj import create_body
+from objdet.sources import get_data
 from saved_rows import done, parse, parser, read_rows as read_table, settings_of, write_rows
 
 base, tta = 'base: crop and flip', 'test-time augmentation'

@@ -20,9 +20,10 @@ from objdet.anchors_matching import anchor_recall, create_anchors, default_grids
 from objdet.bbox_aug import ssd_tfms, tidy_boxes
 from objdet.focal_nms import FocalLoss, detect
 from objdet.learner import Learner, set_seed
-from objdet.pascal_data import Annotations, DataLoaders, DetectionDataset, dataloaders, get_data, load_splits, squash
+from objdet.pascal_data import Annotations, DataLoaders, DetectionDataset, dataloaders, load_splits, squash
 from objdet.score import mean_ap
 from objdet.single_obj import create_body
+from objdet.sources import get_data
 from objdet.ssd_loss import BCELoss, HardNegativeLoss, SSDLoss, SSDMultiHead, corner_l1, keep_activations
 from saved_rows import done, parse, parser, read_rows, settings_of, write_rows
 

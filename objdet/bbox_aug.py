@@ -20,7 +20,7 @@ def turn_points(
     points, # (..., 2) float x, y
     degrees, # Counterclockwise, as seen on the screen
 ) -> torch.Tensor: # (..., 2) x, y
-    "Turn points about the origin; rows times the textbook's matrix turn clockwise, which is counterclockwise where y points down"
+    "Turn points about the origin"
     a, points = math.radians(degrees), points*1. # whole numbers become floats
     return points @ points.new_tensor([[math.cos(a), -math.sin(a)], [math.sin(a), math.cos(a)]])
 
@@ -81,10 +81,10 @@ def train_tfms(
     degrees=3., # Largest rotation either way; one picture in two is rotated
     light=.05, # Largest change of brightness and of contrast, as a share
 ): # Called with a uint8 image and a target with `boxes` and `labels`; gives both back, the image (3, size, size) uint8
-    "Squash, flip, rotate a little, change the light, tidy the boxes: the lecture's set for detection"
+    "Squash, change the light, flip, rotate a little, tidy the boxes: the lecture's set for detection"
     rotate = v2.RandomRotation(degrees, interpolation=v2.InterpolationMode.BILINEAR, fill=gray)
-    return v2.Compose([squash(size), v2.RandomHorizontalFlip(), v2.RandomApply([rotate], p=.5),
-                       RandomLighting(light, light), tidy_boxes()])
+    return v2.Compose([squash(size), RandomLighting(light, light), v2.RandomHorizontalFlip(),
+                       v2.RandomApply([rotate], p=.5), tidy_boxes()])
 
 # %% ../nbs/01_bbox_aug.ipynb #e2cbe2b4
 def valid_tfms(
@@ -132,7 +132,7 @@ def ssd_tfms(
     size, # Side of the square in pixels
     zoom=4., # Largest width of the canvas, in widths of the picture; one picture in two is zoomed out
 ): # Called with a uint8 image and a target with `boxes` and `labels`; gives both back, the image (3, size, size) uint8
-    "SSD's set without hue: light, zoom-out, crop that keeps an object, squash, flip, tidy (SSD paper, 2.2 and 3.6)"
+    "SSD's set without saturation and hue: light, zoom-out, crop that keeps an object, squash, flip, tidy (SSD paper, 2.2 and 3.6)"
     light = v2.RandomApply([RandomLighting(.125, .5)], p=.5)
     zoom_out = v2.RandomZoomOut(fill=gray, side_range=(1., zoom))
     return v2.Compose([light, zoom_out, CropNearObjects(), squash(size), v2.RandomHorizontalFlip(), tidy_boxes()])

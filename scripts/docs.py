@@ -5,7 +5,7 @@ smalldocs renders what it staged. Between the two, names and links lose their nu
 import argparse, ast, html, json, os, re, shutil, subprocess, sys, tempfile
 from configparser import ConfigParser
 from pathlib import Path
-from notebooks import directives, dump, notebooks, read, root, text, write
+from notebooks import directives, dump, notebooks, read, root, text, toolbox, write
 
 run_nbdev = '''
 from nbdev.quarto import refresh_quarto_yml
@@ -50,7 +50,9 @@ def tidy(nb, base):
 def sidebar(names):
     "The order of the pages as YAML: index, the lessons, the toolbox."
     groups = {}
-    for n in names: groups.setdefault('Toolbox' if n[0] == '9' else 'Lessons' if n[0].isdigit() else None, []).append(f'{page_name(n)}.ipynb')
+    for n in names:
+        group = None if not n[0].isdigit() else 'Lessons' if int(n[:2]) < toolbox else 'Toolbox'
+        groups.setdefault(group, []).append(f'{page_name(n)}.ipynb')
     contents = groups.pop(None, []) + [dict(section=k, contents=v) for k, v in groups.items()]
     return json.dumps(dict(website=dict(sidebar=dict(contents=contents))))
 

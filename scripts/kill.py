@@ -10,8 +10,9 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset, default_collate
 from torchvision.datasets.voc import DATASET_YEAR_DICT
 from objdet.learner import Learner, read_weights, set_seed
-from objdet.pascal_data import DataLoaders, get_data
+from objdet.pascal_data import DataLoaders
 from objdet.sample import make_sample
+from objdet.sources import get_data
 
 
 def digests(folder):

@@ -16,10 +16,11 @@ from objdet.bbox_aug import RandomLighting
 from objdet.focal_nms import detect
 from objdet.learner import Learner, read_weights, steepest
 from objdet.multilabel import multi_hot
-from objdet.pascal_data import DetectionDataset, dataloaders, extract, get_data, load_annotations, pad_batch, read_coco, squash
+from objdet.pascal_data import DetectionDataset, dataloaders, load_annotations, pad_batch, read_coco, squash
 from objdet.score import mean_ap, recall_at
 from objdet.show import normalize, show_boxes, show_img
 from objdet.single_obj import SingleObjectDataset, create_body
+from objdet.sources import extract, get_data
 from objdet.ssd_loss import SSDLoss, SSDMultiHead
 
 

@@ -7,8 +7,9 @@ from objdet import __version__, command
 from objdet.command import main
 from objdet.detector import Detector, load_detector
 from objdet.learner import set_seed
-from objdet.pascal_data import get_data, load_annotations, to_coco
+from objdet.pascal_data import load_annotations, to_coco
 from objdet.single_obj import create_body
+from objdet.sources import get_data
 from objdet.ssd_loss import SSDMultiHead
 
 @pytest.fixture(scope='module')

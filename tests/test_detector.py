@@ -6,9 +6,10 @@ from PIL import Image
 from objdet.detector import Detector, TopDownHead, _open, _read_detector, find_pictures, load_detector
 from objdet.focal_nms import detect
 from objdet.learner import set_seed, write_whole
-from objdet.pascal_data import DetectionDataset, get_data, load_annotations, pad_batch, squash
+from objdet.pascal_data import DetectionDataset, load_annotations, pad_batch, squash
 from objdet.single_obj import create_body
 from objdet.score import mean_ap
+from objdet.sources import get_data
 from objdet.ssd_loss import SSDHead, SSDMultiHead
 from conftest import needs_voc, voc
 

@@ -3,9 +3,9 @@ import errno, hashlib, http.server, os, random, socket, struct, tarfile, threadi
 import pytest
 import torchvision.datasets.utils as tv
 from torchvision.datasets.voc import DATASET_YEAR_DICT
-from objdet import pascal_data
-from objdet.pascal_data import extract, get_data
+from objdet import sources
 from objdet.learner import part_folder
+from objdet.sources import extract, get_data
 
 
 def tar(file, members):
@@ -78,7 +78,7 @@ def no_archive(s): s.data = b'<html>moved</html>'; s.entry['md5'] = hashlib.md5(
 ])
 def test_a_server_that_fails(server, tmp_path, monkeypatch, spoil, error, words):
     spoil(server)
-    if spoil is silent: monkeypatch.setattr(pascal_data, '_patience', .5)
+    if spoil is silent: monkeypatch.setattr(sources, '_patience', .5)
     with pytest.raises(error) as e: get_data('voc2007')
     assert all(w in str(e.value) for w in words), e.value
     assert names(tmp_path/'cache') in (['downloads'], ['downloads', 'downloads/voc.tar'])

@@ -4,9 +4,10 @@ from pathlib import Path
 import numpy as np, pytest, torch
 from PIL import Image
 from objdet import pascal_data as pd
-from objdet.pascal_data import (Annotations, Record, DetectionDataset, dataloaders, download_voc2007, extract, get_data, is_sample,
+from objdet.pascal_data import (Annotations, Record, DetectionDataset, dataloaders,
     largest_object, load_annotations, load_splits, open_image, pad_batch, read_coco, read_voc_xml, rows_to_xyxy, squash, to_coco, unpad, voc_to_xyxy,
     xyxy_to_rows, xyxy_to_voc)
+from objdet.sources import download_voc2007, extract, get_data, is_sample
 from conftest import needs_voc, voc
 
 OBJECT = '<object><name>{name}</name><difficult>{hard}</difficult><bndbox><xmin>{b[0]}</xmin><ymin>{b[1]}</ymin><xmax>{b[2]}</xmax><ymax>{b[3]}</ymax></bndbox></object>'

@@ -134,7 +134,7 @@ def test_pitfall_06_augmentation_moves_the_box_with_the_picture(tmp_path):
                 boxes = t['boxes'].as_subclass(torch.Tensor)
                 assert (boxes >= 0).all() and (boxes <= 96).all() and (boxes[:, 2:] - boxes[:, :2] > 0).all()
                 if len(boxes): torch.testing.assert_close(red(im), boxes[0], atol=3, rtol=0)
-    caught(follows, (train_tfms, 'squash(size), v2', 'squash(size), (lambda im, t: (im.flip(-1), t)), v2'), # the picture alone is mirrored
+    caught(follows, (train_tfms, 'squash(size), R', 'squash(size), (lambda im, t: (im.flip(-1), t)), R'), # the picture alone is mirrored
            (ssd_tfms, 'squash(size), v2', 'squash(size), (lambda im, t: (im.flip(-1), t)), v2'))
     def tidy():
         im, t = item([[-9, 5, 30, 20], [70, 5, 90, 20], [10, 10, 10.5, 30]])

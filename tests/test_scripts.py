@@ -257,8 +257,8 @@ def test_which_cells_run():
 
 def test_pages():
     assert [page_name(n) for n in ('index', '00_pascal_data', '90_show')] == ['index', 'pascal_data', 'show']
-    contents = json.loads(sidebar(['index', '00_a', '07_b', '90_c']))['website']['sidebar']['contents']
-    assert contents == ['index.ipynb', dict(section='Lessons', contents=['a.ipynb', 'b.ipynb']), dict(section='Toolbox', contents=['c.ipynb'])]
+    contents = json.loads(sidebar(['index', '00_a', '09_b', '89_c', '90_d']))['website']['sidebar']['contents']
+    assert contents == ['index.ipynb', dict(section='Lessons', contents=['a.ipynb', 'b.ipynb']), dict(section='Toolbox', contents=['c.ipynb', 'd.ipynb'])]
 
 
 def test_sources_are_shown_and_only_they_are_executed():
