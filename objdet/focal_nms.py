@@ -7,6 +7,7 @@ __all__ = ['FocalLoss', 'nms', 'detect']
 
 # %% ../nbs/06_focal_nms.ipynb #0c538f64
 import torch, torchvision
+from fastcore.basics import patch
 from .ssd_loss import BCELoss, actn_to_bb
 
 # %% ../nbs/06_focal_nms.ipynb #300e7995
@@ -33,13 +34,16 @@ class FocalLoss(BCELoss):
     ):
         "The cross entropy of each answer, weighted"
         return self.get_weight(a, t)*super().price(a, t)
-    def slope(self, # -> (…)
-        a, # (…) activations
-        t, # What all the answers should be: 0 or 1
-    ):
-        "How each answer's price grows with its activation (the paper's appendix B)"
-        off = super().slope(a, t) # p - t
-        return self.get_weight(a, t)*(off + self.gamma*(1 - 2*t - off)*super().price(a, t))
+
+# %% ../nbs/06_focal_nms.ipynb #675187d6
+@patch
+def slope(self:FocalLoss,
+    a, # (…) activations
+    t, # What all the answers should be: 0 or 1
+) -> torch.Tensor: # (…)
+    "How each answer's price grows with its activation (the paper's appendix B)"
+    off = BCELoss.slope(self, a, t) # p - t
+    return self.get_weight(a, t)*(off + self.gamma*(1 - 2*t - off)*BCELoss.price(self, a, t))
 
 # %% ../nbs/06_focal_nms.ipynb #a13c2729
 def nms(

@@ -143,14 +143,16 @@ def _missed(picture, kind, obj, targets):
 # %% ../nbs/07_mean_ap.ipynb #38d8b574
 def count_errors(
     errors, # `Errors`
+    targets, # As for `mean_ap`
     top=None, # (c,) how many of the surest detections of each class to look at, as the numbers of its objects; None: all
 ): # dict of each of `error_kinds` to a number
-    "How many mistakes of each kind; objects missed are counted whatever `top` says"
+    "How many mistakes of each kind among these detections, and how many objects they miss"
     first = np.searchsorted(errors.label, errors.label)
     rank = np.cumsum(errors.kind != 'struck') - 1
     rank -= (rank + (errors.kind == 'struck'))[first]
     keep = np.ones(len(rank), bool) if top is None else rank < np.asarray(top)[errors.label]
-    return {**{k: int((keep & (errors.kind == k)).sum()) for k in error_kinds[:-1]}, 'missed': len(errors.missed)}
+    picture, kind, obj = errors.picture[keep], errors.kind[keep], errors.object[keep]
+    return {**{k: int((kind == k).sum()) for k in error_kinds[:-1]}, 'missed': len(_missed(picture, kind, obj, targets))}
 
 # %% ../nbs/07_mean_ap.ipynb #a7279c5b
 colors_of_kinds = dict(zip(error_kinds, ('#0072B2', '#009E73', '#56B4E9', '#F0E442', '#CC79A7', '#D55E00', '#000000')))

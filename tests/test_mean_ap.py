@@ -55,7 +55,7 @@ def test_nothing_there():
     e = find_errors([none, dets((0, .9)), none], [objs(0), dict(boxes=[], labels=[]), dict(boxes=[], labels=[])])
     assert e.kind.tolist() == ['background'] and e.picture.tolist() == [1] and e.missed.tolist() == [[0, 0]]
     e = find_errors([none], [dict(boxes=[], labels=[])])
-    assert sum(count_errors(e).values()) == 0 and mend([none], [dict(boxes=[], labels=[])], e, error_kinds)[0][0]['boxes'].shape == (0, 4)
+    assert sum(count_errors(e, [dict(boxes=[], labels=[])]).values()) == 0 and mend([none], [dict(boxes=[], labels=[])], e, error_kinds)[0][0]['boxes'].shape == (0, 4)
 
 def test_what_it_takes():
     p, t = dets((0, .9), (25, .5)), objs(0, 20)
@@ -98,9 +98,17 @@ def test_counts_among_the_surest():
     "A struck detection takes no place; each class has its own number"
     p, t = dets((0, .9), (50, .8), (90, .7), (95, .6), (0, .5, 1), (300, .4, 1)), objs(0, 50, difficult=[True, False])
     e = find_errors([p], [t])
-    assert count_errors(e)['background'] == 3 and count_errors(e)['other class'] == 1
-    assert count_errors(e, [2, 1])['background'] == 1 and count_errors(e, [2, 1])['other class'] == 1
-    assert count_errors(e, [0, 0])['background'] == 0
+    def count(kind, top=None): return count_errors(e, [t], top)[kind]
+    assert count('background') == 3 and count('other class') == 1
+    assert count('background', [2, 1]) == 1 and count('other class', [2, 1]) == 1
+    assert count('background', [0, 0]) == 0
+
+def test_missed_are_counted_over_the_same_detections_as_the_rest():
+    "The other kinds over the top, the objects missed over the whole list: then what is missed in the top looks found"
+    p, t = dets((90, .9), (0, .8), (24, .7), (40, .6, 1)), objs(0, 20, 40, 60, difficult=[False, False, False, True])
+    e = find_errors([p], [t])
+    assert e.kind.tolist() == ['background', 'hit', 'localization', 'other class'] and len(e.missed) == 0
+    assert [count_errors(e, [t], top)['missed'] for top in ([0, 0], [1, 0], [2, 0], [2, 1], [3, 1], None)] == [3, 3, 2, 1, 0, 0]
 
 # --- against a slow version, and properties
 
@@ -123,7 +131,7 @@ def test_kinds_are_those_of_the_slow_version(set_):
     assert isinstance(e, Errors) and ((e.kind == 'hit') == (m.object >= 0)).all() and ((e.kind == 'struck') == m.struck).all()
     for i, place, label, kind in zip(e.picture, e.place, e.label, e.kind):
         if kind not in ('hit', 'struck'): assert kind in slow_kind(p[i]['boxes'][place], label, t[i])
-    assert sum(count_errors(e).values()) == (~np.isin(e.kind, ('hit', 'struck'))).sum() + len(e.missed)
+    assert sum(count_errors(e, t).values()) == (~np.isin(e.kind, ('hit', 'struck'))).sum() + len(e.missed)
 
 @settings(max_examples=80, deadline=None)
 @given(sets(), st.sampled_from(['11point', 'area', '101point']))
