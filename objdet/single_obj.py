@@ -215,7 +215,7 @@ def scaled_sigmoid(
     low=-0.05, # What very negative activations approach
     high=1.05, # What very positive ones approach
 ) -> torch.Tensor: # (…) between `low` and `high`
-    "A sigmoid stretched a little beyond 0 to 1, so that both ends can be reached (companion course's `y_range`)"
+    "A sigmoid stretched a little beyond 0 to 1, so that both ends can be reached (fast.ai's later courses call this `y_range`)"
     return actn.sigmoid()*(high - low) + low
 
 # %% ../nbs/02_single_obj.ipynb #b66e43d3
