@@ -186,14 +186,20 @@ def read_voc_xml(
     "One VOC annotation; `ValueError` naming the file if it is malformed, has an unknown class or an impossible box"
     file, root = Path(file), _parse_xml(file)
     w, h = (_field(root, f'size/{o}', file, int) for o in ('width', 'height'))
-    objs = root.findall('object')
-    voc = np.array([_voc_box(o, file) for o in objs]).reshape(-1, 4)
-    labels = [_label(_field(o, 'name', file), classes, file) for o in objs]
-    difficult = np.array([_is_difficult(o) for o in objs], bool)
+    objs = [(o, f'{file}: object {i}') for i, o in enumerate(root.findall('object'), 1)]
+    voc = np.array([_voc_box(o, where) for o, where in objs]).reshape(-1, 4)
+    labels = [_label(_field(o, 'name', where), classes, where) for o, where in objs]
+    difficult = np.array([_is_difficult(o) for o, _ in objs], bool)
     picture = _picture(Path(images or file.parent.parent/'JPEGImages'), file.stem)
     id = int(file.stem) if file.stem.isdecimal() else 0
     boxes = check_boxes(voc_to_xyxy(voc).numpy(), w, h, file)
     return Record(picture, id, w, h, boxes, np.array(labels, np.int64), difficult, root.findtext('source/group') or '')
+
+# %% ../nbs/00_pascal_data.ipynb #6ced8d4a
+def _stem(root, line):
+    "The name in a line of a list: all of it, for it may have blanks, or what is before the flag of a list per class"
+    names = line, line.rsplit(maxsplit=1)[0]
+    return next((o for o in names if (root/f'Annotations/{o}.xml').exists()), line if len(line.split()) > 2 else names[1])
 
 # %% ../nbs/00_pascal_data.ipynb #0a9b9516
 def _split_stems(root, split):
@@ -203,15 +209,23 @@ def _split_stems(root, split):
     if not file.exists():
         found = sorted(o.stem for o in sets.glob('*.txt') if '_' not in o.stem) # not the lists per class, such as cat_train
         raise FileNotFoundError(f'{file}: no such split; found {found}')
-    return [l.split()[0] for l in file.read_text(encoding='utf-8').splitlines() if l.strip()]
+    try: lines = file.read_text(encoding='utf-8-sig').splitlines()
+    except ValueError as e: raise ValueError(f'{file}: no text in UTF-8 ({e})') from e
+    return [_stem(root, l.strip()) for l in lines if l.strip()]
+
+# %% ../nbs/00_pascal_data.ipynb #7c51d1fd
+def _hint(root, gone):
+    "What to say where the picture of a missing name is there without the name's ending"
+    there = (Path(s).stem for s in gone if Path(s).stem != s and _picture(root/'JPEGImages', Path(s).stem).exists())
+    return next((f'; {o} is there: list names without their endings' for o in there), '')
 
 # %% ../nbs/00_pascal_data.ipynb #e282672f
 def _gone(root, stems, split, missing):
     "Those of `stems` whose picture is missing"
     gone = [s for s in stems if not _picture(root/'JPEGImages', s).exists()]
     if gone and missing == 'error':
-        raise FileNotFoundError(f"{root/'JPEGImages'/gone[0]}.jpg: listed in {split}.txt and missing ({len(gone)} in all); "
-                                "missing='skip' drops such pictures")
+        raise FileNotFoundError(f"{root/'JPEGImages'/gone[0]}.jpg: listed in {split}.txt and missing ({len(gone)} in all)"
+                                + (_hint(root, gone) or "; missing='skip' drops such pictures"))
     return gone
 
 # %% ../nbs/00_pascal_data.ipynb #f836cb80
@@ -232,7 +246,7 @@ def _load_voc(root, split, classes, missing):
 # %% ../nbs/00_pascal_data.ipynb #ede2029f
 def _read_json(file):
     "The dictionary of a COCO file"
-    try: d = json.loads(file.read_text(encoding='utf-8'))
+    try: d = json.loads(file.read_text(encoding='utf-8-sig'))
     except ValueError as e: raise ValueError(f'{file}: malformed JSON ({e})') from e # or no text at all
     for k in ('images', 'annotations', 'categories'):
         if not isinstance(d, dict) or k not in d: raise ValueError(f'{file}: no {k!r}; a COCO file has images, annotations and categories')
@@ -297,6 +311,31 @@ def _coco_record(im, objs, names, classes, folder, file):
     difficult = [bool(a.get('ignore') or a.get('iscrowd')) for a in objs]
     return Record(folder/im['file_name'], im['id'], w, h, boxes, np.array(labels, np.int64), np.array(difficult, bool))
 
+# %% ../nbs/00_pascal_data.ipynb #9912a795
+def _flat(im, objs, file):
+    "Which boxes of a COCO image have no area, since width or height is 0, or so small that it is lost when added to the corner"
+    where, w, h = f"{file}, image {im['file_name']}", im['width'], im['height']
+    xywh = np.array([_coco_box(a, where) for a in objs], np.float32).reshape(-1, 4)
+    xyxy = xywh_to_xyxy(xywh).numpy()
+    flat = (xyxy[:, :2] == xyxy[:, 2:]).any(1) & (xywh[:, 2:] >= 0).all(1) & np.isfinite(xywh).all(1)
+    if flat.any(): check_boxes(np.where(flat[:, None], [0, 0, w, h], xyxy), w, h, where) # the others, while their numbers are those in the file
+    return flat
+
+# %% ../nbs/00_pascal_data.ipynb #35986a66
+def _with_area(objs, images, file, bad_boxes):
+    "The lists `objs` of annotations by image id, without boxes that have no area: a warning counts them; `ValueError` unless they may be skipped"
+    flat = {im['id']: _flat(im, objs[im['id']], file) for im in images}
+    found = [(im, i) for im in images for i in np.flatnonzero(flat[im['id']])]
+    if not found: return objs
+    im, i = found[0]
+    a = objs[im['id']][i]
+    if bad_boxes != 'skip':
+        raise ValueError(f"{file}, image {im['file_name']}: object {i+1} (annotation {a.get('id')}) has the box {a['bbox']}; expected sides "
+                         f"above 0 ({len(found)} such in the file; bad_boxes='skip' or --skip-bad-boxes leaves them out)")
+    names = ', '.join(f"{im['file_name']} object {i+1}" for im, i in found[:5])
+    warnings.warn(f'{file}: boxes without area left out: {len(found)} ({names})')
+    return {k: [a for a, bad in zip(v, flat[k]) if not bad] for k, v in objs.items()}
+
 # %% ../nbs/00_pascal_data.ipynb #2d4aefc8
 def _holder(folders, images):
     "The first of `folders` with a picture of `images` in it; the first that is there, if none has any; a single folder as it is"
@@ -311,11 +350,12 @@ def read_coco(
     file, # A COCO `.json`
     images=None, # The folder of the pictures, or some to look in; by default `images` beside the file, and the file's own folder
     classes=None, # Class names, if they are to be in another order than in the file
+    bad_boxes='error', # What to do with a box whose width or height is 0: `'error'` or `'skip'`; other faults are always errors
 ) -> Annotations:
     "The records of a COCO file; `ValueError` naming the file and the entry for what does not fit together"
     file = Path(file)
     d = _read_json(file)
-    objs = _by_image(d, file)
+    objs = _with_area(_by_image(d, file), d['images'], file, bad_boxes)
     names = {o['id']: o['name'] for o in d['categories']}
     classes = list(classes or dict.fromkeys(names[k] for k in sorted(names, key=_id_order))) # two ids of one name are one class
     folder = _holder(images or [file.parent/'images', file.parent], d['images'])
@@ -353,13 +393,21 @@ def _drop_missing(a, missing):
     return Annotations([r for r in a.records if r.file not in lost], a.classes, [r.file.stem for r in gone])
 
 # %% ../nbs/00_pascal_data.ipynb #7904fd4d
-def _load_coco(path, split, classes, missing):
+def _load_coco(path, split, classes, missing, bad_boxes):
     file, own = _coco_file(path, split)
     if not own and split not in ('train', 'val', 'trainval'):
         raise ValueError(f"{file}: no split {split!r}; a single file for all pictures has 'train', 'val' and 'trainval'")
-    a = read_coco(file, None if path.is_file() else _coco_images(path, split), classes)
+    a = read_coco(file, None if path.is_file() else _coco_images(path, split), classes, bad_boxes)
     if not own: a = Annotations([a[i] for i in _places(len(a), split)], a.classes, [])
     return _drop_missing(a, missing)
+
+# %% ../nbs/00_pascal_data.ipynb #4814ff75
+def _voc_root(path):
+    "The folder of the VOC devkit that is at `path` or in it; `None` if there is none, `ValueError` if there are several"
+    if (path/'ImageSets/Main').is_dir(): return path
+    there = [o for years in ('VOCdevkit/VOC*', 'VOC*') for o in sorted(path.glob(years)) if (o/'ImageSets/Main').is_dir()]
+    if len(there) > 1: raise ValueError(f'{path}: {len(there)} VOC devkits, {", ".join(str(o.relative_to(path)) for o in there)}; give the path of one')
+    return there[0] if there else None
 
 # %% ../nbs/00_pascal_data.ipynb #9f82d86b
 def load_annotations(
@@ -367,24 +415,28 @@ def load_annotations(
     split='train', # `train`, `val` or any split that is there, such as `trainval`
     classes=None, # Class names in the order wanted; all that occur in the data, sorted, by default (COCO: in order of id)
     missing='error', # What to do with a listed picture that is not there: `'error'` or `'skip'`
+    bad_boxes='error', # What to do with a COCO box whose width or height is 0: `'error'` or `'skip'`; other faults are always errors
 ) -> Annotations:
     "Read VOC XML or COCO JSON into one structure; errors name the file, the value and what was expected"
     path = Path(path)
-    if missing not in ('error', 'skip'): raise ValueError(f"missing is {missing!r}; expected 'error' or 'skip'")
+    for name, o in dict(missing=missing, bad_boxes=bad_boxes).items():
+        if o not in ('error', 'skip'): raise ValueError(f"{name} is {o!r}; expected 'error' or 'skip'")
     if not path.exists(): raise FileNotFoundError(f'{path}: no such file or folder')
-    roots = [o for o in (path, path/'VOCdevkit/VOC2007', path/'VOC2007') if (o/'ImageSets/Main').is_dir()]
-    a = _load_voc(roots[0], split, classes, missing) if roots else _load_coco(path, split, classes, missing)
-    if a.skipped: warnings.warn(f'{split}: skipped {len(a.skipped)} missing: {", ".join(map(str, a.skipped[:5]))}')
+    root = _voc_root(path)
+    a = _load_voc(root, split, classes, missing) if root else _load_coco(path, split, classes, missing, bad_boxes)
+    hint = _hint(root, a.skipped) if root else ''
+    if a.skipped: warnings.warn(f'{split}: skipped {len(a.skipped)} missing: {", ".join(map(str, a.skipped[:5]))}{hint}')
     return a
 
 # %% ../nbs/00_pascal_data.ipynb #d36dfe1e
 def load_splits(
     path, # What `get_data` gave
     missing='skip', # As in `load_annotations`; the lessons skip, and show what was skipped
+    bad_boxes='error', # As in `load_annotations`
 ) -> tuple: # Annotations of `train` and of `val`, with the same classes
     "Training and validation annotations, labels meaning the same in both"
-    trn = load_annotations(path, 'train', missing=missing)
-    return trn, load_annotations(path, 'val', classes=trn.classes, missing=missing)
+    trn = load_annotations(path, 'train', missing=missing, bad_boxes=bad_boxes)
+    return trn, load_annotations(path, 'val', classes=trn.classes, missing=missing, bad_boxes=bad_boxes)
 
 # %% ../nbs/00_pascal_data.ipynb #c55343d0
 def _coco_object(box, label, difficult):

@@ -139,6 +139,11 @@ def empty_folder(folder):
 @data('a split that is not there', FileNotFoundError, 'ImageSets/Main/test.txt', 'no such split', "['train']")
 def no_split(folder): load_annotations(devkit(folder), 'test')
 
+@data('two years of VOC beside each other', ValueError, 'mine: 2 VOC devkits', 'VOCdevkit/VOC2007, VOCdevkit/VOC2012', 'give the path of one')
+def two_years(folder):
+    for year in 2007, 2012: devkit(folder/f'mine/VOCdevkit/VOC{year}')
+    load_annotations(folder/'mine')
+
 @data('an option of no meaning', ValueError, "missing is 'ignore'", "'error' or 'skip'")
 def unknown_option(folder): load_annotations(devkit(folder), missing='ignore')
 
@@ -150,6 +155,16 @@ def no_annotation(folder):
 @data('a listed picture is not there', FileNotFoundError, '000001.jpg', 'missing', "missing='skip'")
 def no_picture(folder):
     (devkit(folder)/'JPEGImages/000001.jpg').unlink()
+    load_annotations(folder)
+
+@data('a list of the files, where names are meant', FileNotFoundError, '000001.jpg.jpg', 'train.txt', '000001 is there', 'without their endings')
+def names_with_endings(folder):
+    (devkit(folder)/'ImageSets/Main/train.txt').write_text('000001.jpg\n')
+    load_annotations(folder)
+
+@data('a list of pictures in another code than UTF-8', ValueError, 'ImageSets/Main/train.txt', 'no text in UTF-8')
+def utf16_list(folder):
+    (devkit(folder)/'ImageSets/Main/train.txt').write_text('000001\n', encoding='utf-16')
     load_annotations(folder)
 
 @data('an annotation is cut off', ValueError, '000001.xml', 'malformed XML')
@@ -164,13 +179,13 @@ def zero_size(folder): load_annotations(devkit(folder, '<width>40</width>', '<wi
 @data('a size that is no whole number', ValueError, '000001.xml', "'40.0'", 'expected a whole number')
 def float_size(folder): load_annotations(devkit(folder, '<width>40</width>', '<width>40.0</width>'))
 
-@data('an object without a name', ValueError, '000001.xml', 'no <name>')
+@data('an object without a name', ValueError, '000001.xml', 'object 1', 'no <name>')
 def no_name(folder): load_annotations(devkit(folder, '<name>cat</name>', ''), classes=['cat', 'dog'])
 
-@data('an object without a box, or a box of three numbers', ValueError, '000001.xml', 'no <xmax>')
+@data('an object without a box, or a box of three numbers', ValueError, '000001.xml', 'object 1', 'no <xmax>')
 def no_box(folder): load_annotations(devkit(folder, '<xmax>10</xmax>', ''))
 
-@data('a word in the place of a number', ValueError, '000001.xml', "'ten'", 'expected a number')
+@data('a word in the place of a number', ValueError, '000001.xml', 'object 1', "'ten'", 'expected a number')
 def word_in_box(folder): load_annotations(devkit(folder, '<xmax>10</xmax>', '<xmax>ten</xmax>'))
 
 @data('a box that is not a number', ValueError, '000001.xml', 'object 1', 'x2=nan', 'expected x1 < x2')
@@ -188,7 +203,7 @@ def outside(folder): load_annotations(devkit(folder, '<xmax>40</xmax>', '<xmax>4
 @data('a box of which nothing is in the picture', ValueError, '000001.xml', 'object 2', box(40, 5, 41, 30), '40 x 30')
 def beside(folder): load_annotations(devkit(folder, '<xmin>5</xmin><ymin>6</ymin><xmax>40</xmax>', '<xmin>41</xmin><ymin>6</ymin><xmax>41</xmax>'))
 
-@data('a class that is not among those asked for', ValueError, '000001.xml', "unknown class 'dog'", 'expected one of cat, cow')
+@data('a class that is not among those asked for', ValueError, '000001.xml', 'object 2', "unknown class 'dog'", 'expected one of cat, cow')
 def unknown_class(folder): load_annotations(devkit(folder), classes=['cat', 'cow'])
 
 @data('a picture that is cut off', ValueError, '000001.jpg', 'cannot be read', 'truncated')
@@ -253,6 +268,9 @@ def coco_three_numbers(folder): read_coco(coco(folder, annotation=dict(bbox=[1, 
 
 @data('a COCO box with NaN in it', ValueError, 'train.json', 'a.jpg', 'object 1', 'x2=nan')
 def coco_nan(folder): read_coco(coco(folder, annotation=dict(bbox=[1, 1, float('nan'), 3])))
+
+@data('a COCO box of no height', ValueError, 'train.json', 'a.jpg', 'object 1 (annotation 5)', '[1, 1, 3, 0]', 'above 0 (1 such', "bad_boxes='skip'", '--skip-bad-boxes')
+def coco_flat(folder): read_coco(coco(folder, annotation=dict(bbox=[1, 1, 3, 0])))
 
 @data('a COCO box of negative width', ValueError, 'train.json', 'a.jpg', 'object 1', box(1, 1, -2, 4))
 def coco_negative(folder): read_coco(coco(folder, annotation=dict(bbox=[1, 1, -3, 3])))

@@ -1,5 +1,5 @@
 "Reading annotations: facts of the real files, both formats, and each kind of bad input by name"
-import functools, hashlib, http.server, json, tarfile, threading, warnings
+import functools, hashlib, http.server, json, shutil, tarfile, threading, warnings
 from pathlib import Path
 import numpy as np, pytest, torch
 from PIL import Image
@@ -127,6 +127,53 @@ def test_text_is_read_as_utf8_everywhere():
     "Without `encoding`, Windows reads its own"
     assert 'read_text()' not in Path(pd.__file__).read_text(encoding='utf-8')
 
+@pytest.mark.parametrize('above', ['VOCdevkit/VOC2012', 'VOC2012', 'VOC2012_train_val', '.'])
+def test_a_devkit_of_any_year_is_found(kit, above):
+    "`VOCdevkit/VOC2012/`, the layout of the official archive, was 'neither a VOC devkit nor a COCO folder': only 2007 was looked for"
+    data = kit/'elsewhere'
+    (data/above).parent.mkdir(parents=True, exist_ok=True)
+    (kit/'VOCdevkit/VOC2007').rename(data/above)
+    assert load_annotations(data)[0].boxes.tolist() == [[0, 0, 10, 20], [4, 5, 40, 30]]
+
+def test_of_two_years_one_must_be_chosen(kit):
+    "The first that was found would be taken without a word; a folder that is a devkit itself is no choice"
+    shutil.copytree(kit/'VOCdevkit/VOC2007', kit/'VOCdevkit/VOC2012')
+    shutil.copytree(kit/'VOCdevkit/VOC2007', kit/'VOCdevkit/VOC2012/VOC2007')
+    with pytest.raises(ValueError, match='2 VOC devkits, VOCdevkit/VOC2007, VOCdevkit/VOC2012; give the path of one'): load_annotations(kit)
+    assert len(load_annotations(kit/'VOCdevkit/VOC2012')) == 1
+
+def listed(kit, lines, **kw):
+    "What is read of a list of pictures, text or bytes"
+    (kit/'VOCdevkit/VOC2007/ImageSets/Main/mine.txt').write_bytes(lines if isinstance(lines, bytes) else lines.encode())
+    return [r.file.name for r in load_annotations(kit, 'mine', **kw)]
+
+def rename(kit, old, new):
+    for o in 'Annotations', 'JPEGImages':
+        for f in (kit/'VOCdevkit/VOC2007'/o).glob(f'{old}.*'): f.rename(f.with_name(new + f.suffix))
+
+def test_names_with_blanks(kit):
+    "'skipped 3 missing: my, my, my', and on with the rest: the first word was taken for the name"
+    rename(kit, '000001', 'my photo 0')
+    assert listed(kit, 'my photo 0\n000002\n') == ['my photo 0.jpg', '000002.jpg']
+    assert listed(kit, ' 000002  1\r\n\r\nmy photo 0 -1\r\n') == ['000002.jpg', 'my photo 0.jpg'] # VOC's list of a class
+    with pytest.raises(FileNotFoundError, match='my photo 9.jpg: listed'): listed(kit, 'my photo 9\n')
+    with pytest.raises(FileNotFoundError, match='000009.jpg: listed'): listed(kit, '000009 -1\n')
+    with pytest.raises(FileNotFoundError, match='000002 000002 000002.jpg: listed'): listed(kit, '000002 '*3) # the first alone would do, and two would be lost
+
+def test_a_byte_order_mark_is_no_part_of_a_name(kit):
+    "The first picture of the list was lost, and a COCO file refused"
+    assert listed(kit, b'\xef\xbb\xbf000002\n000001\n') == ['000002.jpg', '000001.jpg']
+    (kit/'c.json').write_bytes(b'\xef\xbb\xbf' + json.dumps(GOOD).encode())
+    assert read_coco(kit/'c.json').classes == ['cat']
+
+def test_a_list_of_files_is_told_from_pictures_that_are_missing(kit):
+    "Every picture was lost, and nothing said why"
+    lines = '000007\n000001.jpg\n000002.JPG\n'
+    with pytest.raises(FileNotFoundError, match=r'000007.jpg: listed in mine.txt and missing \(3 in all\); 000001 is there: list names without'): listed(kit, lines)
+    with pytest.warns(UserWarning, match='skipped 3 missing: 000007, 000001.jpg, 000002.JPG; 000001 is there: list names without'): listed(kit, lines, missing='skip')
+    rename(kit, '000001', 'a.b')
+    with pytest.warns(UserWarning, match='missing: a.c$'): assert listed(kit, 'a.b\na.c\n', missing='skip') == ['a.b.jpg']
+
 @needs_voc
 def test_facts_of_the_real_file():
     with pytest.warns(UserWarning, match='009623'): trn = load_annotations(voc, missing='skip')
@@ -166,9 +213,11 @@ def no_split(kit): (kit/'VOCdevkit/VOC2007/ImageSets/Main/train.txt').unlink()
     (bad_xml('<xmin>1</xmin>', '<xmin>15</xmin>'), ValueError, ['000001.xml', 'object 1', 'x1=14', 'x2=10']),
     (bad_xml('<ymax>20</ymax>', '<ymax>99</ymax>'), ValueError, ['000001.xml', 'object 1', 'y2=99', '40 x 30']),
     (bad_xml('<xmin>1</xmin>', '<xmin>-7</xmin>'), ValueError, ['000001.xml', 'x1=-8']),
-    (bad_xml('<xmin>1</xmin>', '<xmin>one</xmin>'), ValueError, ['000001.xml', "'one'", 'number']),
-    (bad_xml('<xmin>1</xmin>', ''), ValueError, ['000001.xml', '<object>', '<xmin>']),
-    (bad_xml('<name>cat</name>', ''), ValueError, ['000001.xml', '<name>']),
+    (bad_xml('<xmin>1</xmin>', '<xmin>one</xmin>'), ValueError, ['000001.xml: object 1', "'one'", 'number']),
+    (bad_xml('<xmin>1</xmin>', ''), ValueError, ['000001.xml: object 1', '<object>', '<xmin>']),
+    (bad_xml('<name>cat</name>', ''), ValueError, ['000001.xml: object 1', '<name>']),
+    (bad_xml('<name>dog</name>', ''), ValueError, ['000001.xml: object 2', '<name>']),
+    (bad_xml('<ymin>6</ymin>', '<ymin>six</ymin>'), ValueError, ['000001.xml: object 2', "'six'"]),
     (bad_xml('<width>40</width>', ''), ValueError, ['000001.xml', '<width>']),
     (cut_picture, ValueError, ['000001.jpg', 'cannot be read']),
     (other_size, ValueError, ['000001.jpg', '30 x 40', '40 x 30']),
@@ -182,7 +231,7 @@ def test_bad_voc(kit, spoil, error, words):
     assert all(w in str(e.value) for w in words), e.value
 
 def test_unknown_class_is_named(kit):
-    with pytest.raises(ValueError, match=r"000001.xml.*unknown class 'dog'.*cat, cow"): load_annotations(kit, classes=['cat', 'cow'])
+    with pytest.raises(ValueError, match=r"000001.xml: object 2: unknown class 'dog'.*cat, cow"): load_annotations(kit, classes=['cat', 'cow'])
 
 def test_a_pixel_outside_is_clipped(kit):
     edit(kit, '000001', '<xmax>10</xmax>', '<xmax>41</xmax>')
@@ -231,6 +280,36 @@ def test_bad_coco(tmp_path, change, words):
     with pytest.raises(ValueError) as e: read_coco(tmp_path/'c.json')
     assert all(w in str(e.value) for w in [*words, 'c.json'])
 
+def flat_coco(folder, *boxes):
+    "A COCO folder of one picture with these boxes"
+    folder.mkdir(exist_ok=True)
+    Image.new('RGB', (9, 9)).save(folder/'a.jpg')
+    d = dict(GOOD, annotations=[dict(id=5+i, image_id=1, category_id=1, bbox=b) for i, b in enumerate(boxes)])
+    (folder/'annotations.json').write_text(json.dumps(d))
+    return folder
+
+def test_boxes_without_area_are_counted_and_can_be_left_out(tmp_path):
+    "COCO's own train2017 could not be read: one error a run, and no way to go on"
+    data = flat_coco(tmp_path/'c', [1, 1, 3, 3], [1, 1, 3, 0], [8, 8, 0, 0], [4, 4, 2, 2], [8.5, 1, 1e-9, 3], [50, 50, 0, 2])
+    for read in (load_annotations, load_splits, lambda o, **kw: read_coco(o/'annotations.json', **kw)):
+        with pytest.raises(ValueError, match=r"a.jpg: object 2 \(annotation 6\) has the box \[1, 1, 3, 0\]; .*\(4 such in the file; bad_boxes='skip' or --skip-bad-boxes"): read(data)
+        with pytest.warns(UserWarning, match=r'boxes without area left out: 4 \(a.jpg object 2, a.jpg object 3, a.jpg object 5, a.jpg object 6\)'):
+            a = read(data, bad_boxes='skip')
+    assert a[0].boxes.tolist() == [[1, 1, 4, 4], [4, 4, 6, 6]] and len(a[0].labels) == len(a[0].difficult) == 2
+
+@pytest.mark.parametrize('box', [[1, 1, 0, -3], [1, 1, -3, 3], [float('nan'), 1, 3, 0], [1, 1, float('inf'), 0], [20, 1, 3, 3]])
+def test_other_faults_are_never_left_out(tmp_path, box):
+    "And each is named by its number in the file, of which the flat box before it is a part"
+    data = flat_coco(tmp_path/'c', [1, 1, 3, 0], box)
+    for bad_boxes in 'error', 'skip':
+        with pytest.raises(ValueError, match='a.jpg: object 2 has the box'): load_annotations(data, 'trainval', bad_boxes=bad_boxes)
+
+def test_a_mistyped_option_is_no_permission(tmp_path):
+    "Another word than 'error' would have left boxes out"
+    data = flat_coco(tmp_path/'c', [1, 1, 3, 0])
+    with pytest.raises(ValueError, match="bad_boxes is 'drop'; expected 'error' or 'skip'"): load_annotations(data, bad_boxes='drop')
+    with pytest.raises(ValueError, match='object 1'): read_coco(data/'annotations.json', bad_boxes='drop')
+
 def test_malformed_json(tmp_path):
     (tmp_path/'c.json').write_text('{"images": [')
     with pytest.raises(ValueError, match='c.json: malformed JSON'): read_coco(tmp_path/'c.json')
@@ -260,6 +339,12 @@ def test_a_tar_is_unpacked_once(archive, tmp_path, monkeypatch):
     monkeypatch.setenv('OBJDET_CACHE', str(tmp_path/'cache'))
     assert len(load_annotations(get_data(archive))) == 1
     assert get_data(archive).parent == tmp_path/'cache'
+
+def test_a_tar_of_another_year(kit, tmp_path, monkeypatch):
+    "It was unpacked and then refused"
+    monkeypatch.setenv('OBJDET_CACHE', str(tmp_path/'cache'))
+    with tarfile.open(tmp_path/'VOCtrainval_11-May-2012.tar', 'w') as t: t.add(kit/'VOCdevkit/VOC2007', 'VOCdevkit/VOC2012')
+    assert len(load_annotations(get_data(tmp_path/'VOCtrainval_11-May-2012.tar'), 'val')) == 1
 
 def test_archives_of_one_name_and_a_replaced_one(tmp_path, monkeypatch):
     "The second gave the data of the first"
