@@ -245,7 +245,7 @@ def train_command(
     from objdet.your_data import train_detector
     state = _checkpoint(a)
     a.out.parent.mkdir(parents=True, exist_ok=True)
-    trn, val = load_splits(_data(a.data))
+    trn, val = load_splits(_data(a.data), bad_boxes='skip' if a.skip_bad_boxes else 'error')
     print(f'train: {trn}\nval: {val}')
     with _set_aside(state) if a.fresh else nullcontext():
         if state.is_file(): print(f'going on from {state}')
@@ -267,6 +267,7 @@ def _add_train(sub):
     p.add_argument('--size', type=_count, help="side of the square in pixels, a multiple of the body's stride (default: eight cells: 128 for symbols, 256 for mobilenet_v2)")
     p.add_argument('--bs', type=_count, default=32, help='pictures a batch; fewer for a few hundred pictures (default: %(default)s)')
     p.add_argument('--seed', type=int, default=42, help='of everything that is left to chance (default: %(default)s)')
+    p.add_argument('--skip-bad-boxes', action='store_true', help='leave out COCO boxes without an area, such as one of train2017, and say so')
     how = p.add_mutually_exclusive_group()
     how.add_argument('--resume', action='store_true', help='go on where an interrupted training stopped; an error if there is none')
     how.add_argument('--fresh', action='store_true', help='start anew, whatever is there')
@@ -284,11 +285,11 @@ cut off counts as not found. TRUTH is a COCO JSON, or a folder with a VOC devkit
 
 # %% ../nbs/97_command.ipynb #a4ff5e95
 def _truth(path, split):
-    "The annotations to score against; a COCO file alone needs no pictures"
+    "The annotations to score against; no pictures are needed"
     from objdet.pascal_data import load_annotations, read_coco
     if str(path) == 'sample': path = _data('sample')
     if not path.exists(): raise FileNotFoundError(f'{path}: no such file or folder')
-    return read_coco(path) if path.is_file() and not split else load_annotations(path, split or 'val', missing='skip')
+    return read_coco(path, bad_boxes='skip') if path.is_file() and not split else load_annotations(path, split or 'val', missing='keep', bad_boxes='skip')
 
 # %% ../nbs/97_command.ipynb #bf140340
 def _numbers(what, names, known, rows, key, path):

@@ -237,7 +237,7 @@ def _voc_classes(root):
 # %% ../nbs/00_pascal_data.ipynb #e9de466f
 def _load_voc(root, split, classes, missing):
     stems = _split_stems(root, split)
-    gone = _gone(root, stems, split, missing)
+    gone = [] if missing == 'keep' else _gone(root, stems, split, missing)
     classes = list(classes or _voc_classes(root))
     lost = set(gone)
     there = [s for s in stems if s not in lost]
@@ -399,7 +399,7 @@ def _load_coco(path, split, classes, missing, bad_boxes):
         raise ValueError(f"{file}: no split {split!r}; a single file for all pictures has 'train', 'val' and 'trainval'")
     a = read_coco(file, None if path.is_file() else _coco_images(path, split), classes, bad_boxes)
     if not own: a = Annotations([a[i] for i in _places(len(a), split)], a.classes, [])
-    return _drop_missing(a, missing)
+    return a if missing == 'keep' else _drop_missing(a, missing)
 
 # %% ../nbs/00_pascal_data.ipynb #4814ff75
 def _voc_root(path):
@@ -414,13 +414,13 @@ def load_annotations(
     path, # What `get_data` gave: a folder with a VOC devkit or COCO files, or a COCO `.json`
     split='train', # `train`, `val` or any split that is there, such as `trainval`
     classes=None, # Class names in the order wanted; all that occur in the data, sorted, by default (COCO: in order of id)
-    missing='error', # What to do with a listed picture that is not there: `'error'` or `'skip'`
+    missing='error', # What to do with a listed picture that is not there: `'error'`, `'skip'`, or `'keep'` where none will be opened, as for a score
     bad_boxes='error', # What to do with a COCO box whose width or height is 0: `'error'` or `'skip'`; other faults are always errors
 ) -> Annotations:
     "Read VOC XML or COCO JSON into one structure; errors name the file, the value and what was expected"
     path = Path(path)
-    for name, o in dict(missing=missing, bad_boxes=bad_boxes).items():
-        if o not in ('error', 'skip'): raise ValueError(f"{name} is {o!r}; expected 'error' or 'skip'")
+    if missing not in ('error', 'skip', 'keep'): raise ValueError(f"missing is {missing!r}; expected 'error', 'skip' or 'keep'")
+    if bad_boxes not in ('error', 'skip'): raise ValueError(f"bad_boxes is {bad_boxes!r}; expected 'error' or 'skip'")
     if not path.exists(): raise FileNotFoundError(f'{path}: no such file or folder')
     root = _voc_root(path)
     a = _load_voc(root, split, classes, missing) if root else _load_coco(path, split, classes, missing, bad_boxes)

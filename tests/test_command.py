@@ -298,6 +298,32 @@ def test_warnings_are_one_line_without_source(tmp_path, val, monkeypatch, capsys
     err = capsys.readouterr().err
     assert all(o.startswith('objdet: ') for o in err.splitlines()) and 'UserWarning' not in err and val[1].file.stem in err
 
+def test_a_score_needs_no_pictures(tmp_path, val, monkeypatch, capsys):
+    "Pictures that had been deleted took their objects out of the truth, and the score rose"
+    monkeypatch.chdir(tmp_path)
+    small_coco(val, 10)
+    rows = [dict(image_id=1, category_id=1, bbox=[*b[:2].tolist(), *(b[2:] - b[:2]).tolist()], score=.05, file_name=r.file.name, category=val.classes[l])
+            for r in val.records[:10] for b, l in zip(r.boxes[:1], r.labels[:1])] # one object of each picture: a score below 1
+    Path('found.json').write_text(json.dumps(rows))
+    seen = []
+    for gone in [], list(Path('mine').glob('*.jpg'))[::2], list(Path('mine').glob('*.jpg')):
+        for o in gone: o.unlink(missing_ok=True)
+        assert main(['score', 'found.json', 'mine/annotations.json', '--split', 'val']) == 0
+        seen.append(capsys.readouterr().out)
+    assert seen[0] == seen[1] == seen[2] and 'mAP' in seen[0]
+
+def test_boxes_without_area_stop_a_training_unless_told_so(tmp_path, val, monkeypatch, capsys):
+    "train2017 has one such box, and could not be loaded at all"
+    monkeypatch.chdir(tmp_path)
+    small_coco(val)
+    d = json.loads(Path('mine/annotations.json').read_text())
+    d['annotations'][0]['bbox'][3] = 0.
+    Path('mine/annotations.json').write_text(json.dumps(d))
+    assert main(['train', 'mine', '--size', '100']) == 2 and '--skip-bad-boxes' in capsys.readouterr().err
+    assert main(['train', 'mine', '--size', '100', '--skip-bad-boxes']) == 2
+    err = capsys.readouterr().err
+    assert 'without area left out: 1' in err and 'size is 100' in err
+
 def test_in_a_process_of_its_own_and_with_a_reader_that_leaves(photos, model):
     "As the shell runs it: the entry point, the status, no traceback when `head` closes the pipe"
     run = [sys.executable, '-c', 'import sys; from objdet.command import main; sys.exit(main())', 'detect', str(photos), '--model', model, '--thresh', '.1']
