@@ -205,7 +205,7 @@ def _checkpoint(a):
 # %% ../nbs/97_command.ipynb #576574ab
 def _data(data):
     "The folder or file of `data`, made or downloaded if need be; `ValueError` where that fails"
-    from objdet.pascal_data import get_data
+    from objdet.sources import get_data
     try: return get_data(data)
     except RuntimeError as e: raise ValueError(str(e)) from e
 
@@ -213,7 +213,7 @@ def _data(data):
 def _print_score(preds, truth, method, iou, coco=False):
     "mAP, the table by class, and COCO's figures where wanted"
     from objdet.score import coco_ap, mean_ap
-    targets = [dict(boxes=r.boxes, labels=r.labels, difficult=r.difficult) for r in truth.records]
+    targets = [dict(boxes=r.boxes, labels=r.labels, difficult=r.difficult, crowd=r.crowd) for r in truth.records]
     score = mean_ap(preds, targets, iou, method, n_classes=len(truth.classes))
     print(score.table(truth.classes))
     print(score)

@@ -24,7 +24,6 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import pil_to_tensor
 from .show import normalize
-from .sources import extract, get_data, is_sample
 
 # %% ../nbs/00_pascal_data.ipynb #a423d30b
 def voc_to_xyxy(
@@ -103,6 +102,7 @@ class Record:
     labels: np.ndarray # (n,) int64, 0 … c-1
     difficult: np.ndarray # (n,) bool: not asked for in scoring, left out of training
     group: str = '' # What a split by group must not tear apart
+    crowd: np.ndarray = None # (n,) bool: regions of many objects, which `difficult` marks too; `None`: there are none
 
 # %% ../nbs/00_pascal_data.ipynb #2a88c18a
 @dataclass
@@ -111,6 +111,9 @@ class Annotations:
     records: list # Of `Record`
     classes: list # Names; a label is an index into it
     skipped: list # Pictures that were listed, missing and skipped
+    category_ids: list = None # For each class its ids in a COCO file, first the one to write; 1 … c by default
+    def __post_init__(self):
+        if self.category_ids is None: self.category_ids = [[i+1] for i in range(len(self.classes))]
     def __len__(self): return len(self.records)
     def __getitem__(self, i): return self.records[i]
     def __repr__(self):
@@ -307,9 +310,9 @@ def _coco_record(im, objs, names, classes, folder, file):
     where, w, h = f"{file}, image {im['file_name']}", im['width'], im['height']
     xywh = np.array([_coco_box(a, where) for a in objs], np.float32).reshape(-1, 4)
     boxes = check_boxes(xywh_to_xyxy(xywh).numpy(), w, h, where)
-    labels = [_label(names[a['category_id']], classes, where) for a in objs]
-    difficult = [bool(a.get('ignore') or a.get('iscrowd')) for a in objs]
-    return Record(folder/im['file_name'], im['id'], w, h, boxes, np.array(labels, np.int64), np.array(difficult, bool))
+    labels = [_label(names[a['category_id']], classes, f'{where}: object {i}') for i, a in enumerate(objs, 1)]
+    ignore, crowd = (np.array([bool(a.get(k)) for a in objs], bool) for k in ('ignore', 'iscrowd'))
+    return Record(folder/im['file_name'], im['id'], w, h, boxes, np.array(labels, np.int64), ignore | crowd, crowd=crowd if crowd.any() else None)
 
 # %% ../nbs/00_pascal_data.ipynb #9912a795
 def _flat(im, objs, file):
@@ -343,9 +346,16 @@ def _holder(folders, images):
     there = [f for f in folders if f.is_dir()] or folders
     return next((f for f in there if any((f/o['file_name']).exists() for o in images)), there[0])
 
-# %% ../nbs/00_pascal_data.ipynb #be00ba29
+# %% ../nbs/00_pascal_data.ipynb #cbf5e2eb
 def _id_order(k): return isinstance(k, str), k # numbers first, then texts: a file may have both
 
+def _category_ids(classes, names, used):
+    "For each class its ids in `names` (id to name), those `used` first; a class that has none there gets one above all others"
+    order = sorted(names, key=lambda k: (k not in used, *_id_order(k)))
+    top = max((k for k in names if not isinstance(k, str)), default=0)
+    return [[k for k in order if names[k] == c] or [top+1+i] for i, c in enumerate(classes)]
+
+# %% ../nbs/00_pascal_data.ipynb #be00ba29
 def read_coco(
     file, # A COCO `.json`
     images=None, # The folder of the pictures, or some to look in; by default `images` beside the file, and the file's own folder
@@ -358,8 +368,9 @@ def read_coco(
     objs = _with_area(_by_image(d, file), d['images'], file, bad_boxes)
     names = {o['id']: o['name'] for o in d['categories']}
     classes = list(classes or dict.fromkeys(names[k] for k in sorted(names, key=_id_order))) # two ids of one name are one class
+    ids = _category_ids(classes, names, {a['category_id'] for a in d['annotations']})
     folder = _holder(images or [file.parent/'images', file.parent], d['images'])
-    return Annotations([_coco_record(o, objs[o['id']], names, classes, folder, file) for o in d['images']], classes, [])
+    return Annotations([_coco_record(o, objs[o['id']], names, classes, folder, file) for o in d['images']], classes, [], ids)
 
 # %% ../nbs/00_pascal_data.ipynb #382867a5
 def _coco_file(path, split):
@@ -390,7 +401,7 @@ def _drop_missing(a, missing):
     if gone and missing == 'error':
         raise FileNotFoundError(f"{gone[0].file}: listed and missing ({len(gone)} in all); missing='skip' drops such pictures")
     lost = {r.file for r in gone}
-    return Annotations([r for r in a.records if r.file not in lost], a.classes, [r.file.stem for r in gone])
+    return Annotations([r for r in a.records if r.file not in lost], a.classes, [r.file.stem for r in gone], a.category_ids)
 
 # %% ../nbs/00_pascal_data.ipynb #7904fd4d
 def _load_coco(path, split, classes, missing, bad_boxes):
@@ -398,7 +409,7 @@ def _load_coco(path, split, classes, missing, bad_boxes):
     if not own and split not in ('train', 'val', 'trainval'):
         raise ValueError(f"{file}: no split {split!r}; a single file for all pictures has 'train', 'val' and 'trainval'")
     a = read_coco(file, None if path.is_file() else _coco_images(path, split), classes, bad_boxes)
-    if not own: a = Annotations([a[i] for i in _places(len(a), split)], a.classes, [])
+    if not own: a = Annotations([a[i] for i in _places(len(a), split)], a.classes, [], a.category_ids)
     return a if missing == 'keep' else _drop_missing(a, missing)
 
 # %% ../nbs/00_pascal_data.ipynb #4814ff75
@@ -439,25 +450,26 @@ def load_splits(
     return trn, load_annotations(path, 'val', classes=trn.classes, missing=missing, bad_boxes=bad_boxes)
 
 # %% ../nbs/00_pascal_data.ipynb #c55343d0
-def _coco_object(box, label, difficult):
+def _coco_object(box, category, difficult, crowd=False):
     "One object as COCO has it, ids left out; whole numbers without a decimal point"
     x1, y1, x2, y2 = (int(o) if o == int(o) else o for o in box)
-    return dict(category_id=label+1, bbox=[x1, y1, x2-x1, y2-y1], area=(x2-x1)*(y2-y1),
-                segmentation=[[x1, y1, x1, y2, x2, y2, x2, y1]], iscrowd=0, ignore=int(difficult))
+    return dict(category_id=category, bbox=[x1, y1, x2-x1, y2-y1], area=(x2-x1)*(y2-y1),
+                segmentation=[[x1, y1, x1, y2, x2, y2, x2, y1]], iscrowd=int(crowd), ignore=int(difficult))
 
 # %% ../nbs/00_pascal_data.ipynb #acaa23ef
 def to_coco(
     annotations, # `Annotations`
 ) -> dict: # With the lists `images`, `annotations` and `categories`
-    "Annotations as a COCO dictionary; a difficult object has `ignore` 1; category ids are label + 1; file names are bare, without folders"
-    images, objs = [], []
+    "Annotations as a COCO dictionary; a difficult object has `ignore` 1, a crowd region `iscrowd` 1 too; the category id of a class is the first of its `category_ids`; file names are bare, without folders"
+    images, objs, ids = [], [], [o[0] for o in annotations.category_ids]
     unique = len({r.id for r in annotations.records}) == len(annotations)
     for i, r in enumerate(annotations.records):
         iid = r.id if unique else i + 1
         images.append(dict(file_name=r.file.name, height=r.height, width=r.width, id=iid))
-        for o in zip(r.boxes.tolist(), r.labels.tolist(), r.difficult.tolist()):
-            objs.append(dict(id=len(objs)+1, image_id=iid, **_coco_object(*o)))
-    cats = [dict(id=i+1, name=c, supercategory='none') for i, c in enumerate(annotations.classes)]
+        crowd = np.zeros(len(r.labels), bool) if r.crowd is None else r.crowd
+        for box, label, *marks in zip(r.boxes.tolist(), r.labels.tolist(), r.difficult.tolist(), crowd.tolist()):
+            objs.append(dict(id=len(objs)+1, image_id=iid, **_coco_object(box, ids[label], *marks)))
+    cats = [dict(id=k, name=c, supercategory='none') for k, c in zip(ids, annotations.classes)]
     return dict(images=images, type='instances', annotations=objs, categories=cats)
 
 # %% ../nbs/00_pascal_data.ipynb #911a8fd6
@@ -519,13 +531,17 @@ def squash(
     return v2.Resize((size, size), antialias=True)
 
 # %% ../nbs/00_pascal_data.ipynb #79c398cd
+def _marks(r):
+    "The marks of a record's objects as tensors"
+    return {k: torch.as_tensor(v) for k, v in dict(difficult=r.difficult, crowd=r.crowd).items() if v is not None}
+
 @patch
 def targets(self:DetectionDataset,
     size, # Side of the square in pixels
-) -> list: # One dict per picture: `boxes` (n, 4) in the square's pixels, `labels` (n,), `difficult` (n,)
+) -> list: # One dict per picture: `boxes` (n, 4) in the square's pixels, `labels` (n,), `difficult` (n,); `crowd` (n,) where there is one
     "The truth for `mean_ap`, difficult objects included and marked, untouched by the transforms"
     scale = [torch.tensor([size/r.width, size/r.height]*2, dtype=torch.float32) for r in self.annotations]
-    return [dict(boxes=torch.as_tensor(r.boxes)*s, labels=torch.as_tensor(r.labels), difficult=torch.as_tensor(r.difficult))
+    return [dict(boxes=torch.as_tensor(r.boxes)*s, labels=torch.as_tensor(r.labels), **_marks(r))
             for r, s in zip(self.annotations, scale)]
 
 # %% ../nbs/00_pascal_data.ipynb #d9cacd5a

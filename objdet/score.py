@@ -42,11 +42,12 @@ def average_precision(
     return float(np.append(envelope, 0)[np.searchsorted(recall, _recalls[method])].mean())
 
 # %% ../nbs/93_score.ipynb #8ee59438
-def _iou(a, b):
-    "Overlap of two boxes: the area of both over the area of either"
+def _iou(a, b, crowd=False):
+    "Overlap of two boxes: the area of both over the area of either, or over that of `a` where `b` is a crowd region"
     w, h = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
     if w <= 0 or h <= 0: return 0.
-    return w * h / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - w * h)
+    own = (a[2] - a[0]) * (a[3] - a[1])
+    return w * h / (own if crowd else own + (b[2] - b[0]) * (b[3] - b[1]) - w * h)
 
 # %% ../nbs/93_score.ipynb #845b7798
 def _loop_dets(preds, label):
@@ -63,18 +64,20 @@ def _beyond(box, area):
 # %% ../nbs/93_score.ipynb #1e308675
 def _loop_objects(targets, label, area=None):
     "Objects of one class: a list for each picture"
-    return [[dict(box=b, difficult=d, aside=d or _beyond(b, area), free=True)
-             for b, l, d in zip(t['boxes'], t['labels'], t.get('difficult', [False] * len(t['labels']))) if l == label]
-            for t in targets]
+    def rows(t):
+        no = [False] * len(t['labels'])
+        return zip(t['boxes'], t['labels'], t.get('difficult', no), t.get('crowd', no))
+    return [[dict(box=b, crowd=c, difficult=d or c, aside=d or c or _beyond(b, area), free=True)
+             for b, l, d, c in rows(t) if l == label] for t in targets]
 
 # %% ../nbs/93_score.ipynb #667db78a
 def _loop_hits(preds, targets, label, iou=0.5, coco=False, area=None):
     "Hit or not, for each detection of one class that counts, best score first; and the number of objects to find"
     objects, hits = _loop_objects(targets, label, area), []
     for _, picture, box in _loop_dets(preds, label):
-        near = [(_iou(box, o['box']), o) for o in objects[picture]]
+        near = [(_iou(box, o['box'], o['crowd']), o) for o in objects[picture]]
         near = [(overlap, o) for overlap, o in near if overlap >= iou]
-        if coco: near = _coco_choice(near)
+        near = _coco_choice(near) if coco else [n for n in near if not n[1]['crowd']] or near
         best = max(near, key=lambda n: n[0])[1] if near else None
         hit = bool(best) and best['free'] and not best['aside']
         if best: best['free'] = best['difficult']
@@ -88,7 +91,7 @@ def _coco_choice(near):
     return ([n for n in free if not n[1]['aside']] or free)[::-1]
 
 # %% ../nbs/93_score.ipynb #b778c13f
-_types = dict(boxes=torch.float64, scores=torch.float64, labels=torch.int64, difficult=torch.bool)
+_types = dict(boxes=torch.float64, scores=torch.float64, labels=torch.int64, difficult=torch.bool, crowd=torch.bool)
 
 # %% ../nbs/93_score.ipynb #2e9de639
 def _field(d, key, where):
@@ -135,18 +138,20 @@ def _read_preds(preds):
     return dets
 
 # %% ../nbs/93_score.ipynb #8a3ea5bc
-def _with_difficult(target):
-    "`target` with a `difficult` mark for each object: none is where nothing is said"
-    if not isinstance(target, dict) or 'labels' not in target or target.get('difficult') is not None: return target
-    return dict(target, difficult=[False] * len(target['labels']))
+def _with_marks(target):
+    "`target` with the marks `difficult` and `crowd` for each object: none is where nothing is said"
+    if not isinstance(target, dict) or 'labels' not in target: return target
+    no = torch.zeros(len(target['labels']), dtype=torch.bool)
+    return target | {k: no for k in ('difficult', 'crowd') if target.get(k) is None}
 
 # %% ../nbs/93_score.ipynb #a453a806
 def _read_targets(targets):
-    "Objects of all pictures as one table"
-    objs = _table([_with_difficult(t) for t in targets], ('boxes', 'labels', 'difficult'), 'targets')
+    "Objects of all pictures as one table; crowd regions are `difficult` too"
+    objs = _table([_with_marks(t) for t in targets], ('boxes', 'labels', 'difficult', 'crowd'), 'targets')
     _refuse(~np.isfinite(objs['boxes']).all(1), objs, 'targets', 'boxes', 'not finite')
     swapped = (objs['boxes'][:, 2:] < objs['boxes'][:, :2]).any(1)
     _refuse(swapped, objs, 'targets', 'boxes', 'corners swapped, expected x1, y1, x2, y2')
+    objs['difficult'] = objs['difficult'] | objs['crowd']
     return objs
 
 # %% ../nbs/93_score.ipynb #4bf8ad85
@@ -178,12 +183,12 @@ def _rank(dets, max_dets=None):
     return _take(dets, np.sort(by_group[place < max_dets]))
 
 # %% ../nbs/93_score.ipynb #49587fa9
-def _pair_iou(a, b):
-    "Overlap of each box of `a` with the box of `b` beside it: (n, 4), (n, 4) -> (n,)"
+def _pair_iou(a, b, crowd=False):
+    "Overlap of each box of `a` with the box of `b` beside it, by the area of `a` alone where that is a crowd: (n, 4), (n, 4), (n,) -> (n,)"
     def area(wh): return wh.clip(0).prod(1)
     both = area(np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2]))
-    either = area(a[:, 2:] - a[:, :2]) + area(b[:, 2:] - b[:, :2]) - both
-    return np.divide(both, either, out=np.zeros_like(both), where=either > 0)
+    whole = area(a[:, 2:] - a[:, :2]) + np.where(crowd, 0, area(b[:, 2:] - b[:, :2]) - both)
+    return np.divide(both, whole, out=np.zeros_like(both), where=whole > 0)
 
 # %% ../nbs/93_score.ipynb #4cc4bd31
 def _pieces(counts, size):
@@ -206,15 +211,15 @@ def _near(dets, objs, iou, d, first, counts):
     skipped = counts.cumsum() - counts
     o = np.arange(counts.sum()) + np.repeat(first - skipped, counts)
     d = np.repeat(d, counts)
-    overlap = _pair_iou(dets['boxes'][d], objs['boxes'][o])
+    overlap = _pair_iou(dets['boxes'][d], objs['boxes'][o], objs['crowd'][o])
     keep = overlap >= iou
     return d[keep], o[keep], overlap[keep]
 
 # %% ../nbs/93_score.ipynb #2adf2447
-def _match_voc(d, o, overlap, aside, difficult, n):
+def _match_voc(d, o, overlap, aside, objs, n):
     "Object hit, or -1, and struck, for each of `n` detections, by VOC's rule: the nearest object, taken or not"
     hit, struck = np.full(n, -1), np.zeros(n, dtype=bool)
-    order = np.lexsort((o, -overlap, d))
+    order = np.lexsort((o, -overlap, objs['crowd'][o], d))
     d, best = np.unique(d[order], return_index=True)
     o = o[order][best]
     hard = aside[o]
@@ -224,9 +229,9 @@ def _match_voc(d, o, overlap, aside, difficult, n):
     return hit, struck
 
 # %% ../nbs/93_score.ipynb #ea77b33b
-def _match_coco(d, o, overlap, aside, difficult, n):
+def _match_coco(d, o, overlap, aside, objs, n):
     "Object hit, or -1, and struck, for each of `n` detections, by COCO's rule: the nearest object that is free"
-    taken, free, again = [-1] * n, [True] * len(aside), difficult.tolist()
+    taken, free, again = [-1] * n, [True] * len(aside), objs['difficult'].tolist()
     order = np.lexsort((-o, -overlap, aside[o], d))
     for i, j in zip(d[order].tolist(), o[order].tolist()):
         if free[j] and taken[i] < 0: taken[i], free[j] = j, again[j]
@@ -246,7 +251,7 @@ def _match(dets, objs, iou, method, area=None, pairs=None):
     match = _match_coco if method == '101point' else _match_voc
     aside = objs['difficult'] | _outside(objs['boxes'], area)
     pairs = _pairs(dets, objs, iou) if pairs is None else pairs
-    hit, struck = match(*pairs, aside, objs['difficult'], len(dets['labels']))
+    hit, struck = match(*pairs, aside, objs, len(dets['labels']))
     return hit, struck | (hit < 0) & _outside(dets['boxes'], area)
 
 # %% ../nbs/93_score.ipynb #4ed8c09b
@@ -301,7 +306,7 @@ def _curve(hit, n, method):
 # %% ../nbs/93_score.ipynb #be9a6bc1
 def mean_ap(
     preds, # one dict a picture: boxes (n, 4) xyxy, scores (n,), labels (n,) in 0 … c-1; tensors, arrays or lists
-    targets, # one dict a picture, in the same order: boxes (m, 4), labels (m,) and, optional, difficult (m,) bool
+    targets, # one dict a picture, in the same order: boxes (m, 4), labels (m,) and, optional, difficult (m,) and crowd (m,), bool
     iou=0.5, # overlap that makes a hit, above 0 and up to 1
     method='11point', # '11point' (VOC 2007), 'area' (VOC 2010 and later) or '101point' (COCO's average and matching)
     n_classes=None, # c; None: one more than the largest label
@@ -356,7 +361,7 @@ class Matches(NamedTuple):
     label: np.ndarray # (n,) its class
     score: np.ndarray # (n,) its score
     object: np.ndarray # (n,) place of the object that it hit in its picture's objects; -1 for a miss
-    struck: np.ndarray # (n,) neither hit nor miss, for it fell on a difficult object
+    struck: np.ndarray # (n,) neither hit nor miss, for it fell on a difficult object or in a crowd
 
 # %% ../nbs/93_score.ipynb #b1179566
 def matches(
@@ -418,18 +423,20 @@ def _image_ids(annotations):
 # %% ../nbs/93_score.ipynb #80c90a4f
 def coco_results(
     preds, # as for `mean_ap`, boxes in the pictures' own pixels
-    ids # id of each picture, in the same order
-): # list of dicts: `image_id`, `category_id` (label + 1), `bbox` (x, y, width, height), `score`
+    ids, # id of each picture, in the same order
+    categories=None # id of each class; None: label + 1
+): # list of dicts: `image_id`, `category_id`, `bbox` (x, y, width, height), `score`
     "Detections as COCO's result format has them. Raises ValueError with the picture's number for what does not fit."
     if len(preds) != len(ids): raise ValueError(f'{len(preds)} predictions for {len(ids)} pictures')
     if not len(preds): return []
     t = _read_preds(preds)
-    b = t['boxes']
+    b, n = t['boxes'], np.inf if categories is None else len(categories)
     _refuse(~np.isfinite(t['scores']), t, 'preds', 'scores', 'not finite')
-    _refuse(t['labels'] < 0, t, 'preds', 'labels', 'expected 0 or more')
+    _refuse((t['labels'] < 0) | (t['labels'] >= n), t, 'preds', 'labels',
+            'expected 0 or more' if categories is None else f'expected 0 to {n - 1}; leave padding and background out')
     _refuse((b[:, 2:] < b[:, :2]).any(1), t, 'preds', 'boxes', 'corners swapped, expected x1, y1, x2, y2')
     rows = zip(t['image'].tolist(), t['labels'].tolist(), np.hstack([b[:, :2], b[:, 2:] - b[:, :2]]).tolist(), t['scores'].tolist())
-    return [dict(image_id=ids[i], category_id=l + 1, bbox=box, score=s) for i, l, box, s in rows]
+    return [dict(image_id=ids[i], category_id=l + 1 if categories is None else categories[l], bbox=box, score=s) for i, l, box, s in rows]
 
 # %% ../nbs/93_score.ipynb #41a08ba8
 def _own_pixels(pred, record, size):
@@ -445,26 +452,24 @@ def write_coco_results(
     size=None # side of the square that the boxes are in; None: they are in the pictures' own pixels
 ): # the path
     "Write detections as COCO result JSON, whole or not at all. Raises as `coco_results` does."
-    path, n = Path(path), len(annotations.classes)
+    path = Path(path)
     if len(preds) == len(annotations.records) and size: preds = [_own_pixels(p, r, size) for p, r in zip(preds, annotations.records)]
-    rows = coco_results(preds, _image_ids(annotations))
-    most = max((r['category_id'] for r in rows), default=0)
-    if most > n: raise ValueError(f'label {most - 1}, expected 0 to {n - 1}; leave padding and background out')
+    rows = coco_results(preds, _image_ids(annotations), [k[0] for k in annotations.category_ids])
     with whole_file(path) as f: f.write(json.dumps(rows).encode())
     return path
 
 # %% ../nbs/93_score.ipynb #bf6b09af
-def _entry(o, places, n_classes):
+def _entry(o, places, labels):
     "Place of the picture, box, score and label of one entry of a result file. Raises ValueError for what does not fit."
     if not isinstance(o, dict): raise ValueError(f'a {type(o).__name__}, expected an object')
     if gone := [k for k in ('image_id', 'category_id', 'bbox', 'score') if k not in o]: raise ValueError(f'no {gone[0]!r}, only {sorted(o)}')
     i, c = o['image_id'], o['category_id']
-    if not isinstance(i, (int, str)) or i not in places: raise ValueError(f'image_id {i!r}, which is not among the pictures')
-    if not isinstance(c, int) or not 1 <= c <= n_classes: raise ValueError(f'category_id {c!r}, expected 1 to {n_classes}')
+    if not isinstance(i, (int, float, str)) or i not in places: raise ValueError(f'image_id {i!r}, which is not among the pictures')
+    if not isinstance(c, (int, float, str)) or c not in labels: raise ValueError(f"category_id {c!r}, which the truth does not have; its ids are {', '.join(map(str, labels))}")
     try: x, y, w, h, s = numbers = [float(v) for v in (*o['bbox'], o['score'])]
     except (TypeError, ValueError): raise ValueError(f"bbox {o['bbox']!r}, score {o['score']!r}, expected four numbers and one") from None
     if not np.isfinite(numbers).all() or min(w, h) < 0: raise ValueError(f"bbox {o['bbox']}, score {s}, expected finite numbers and no negative size")
-    return places[i], [x, y, x + w, y + h], s, c - 1
+    return places[i], [x, y, x + w, y + h], s, labels[c]
 
 # %% ../nbs/93_score.ipynb #cc713e70
 def _read_list(path):
@@ -477,13 +482,14 @@ def _read_list(path):
 # %% ../nbs/93_score.ipynb #52dbf98d
 def read_coco_results(
     path, # a COCO result JSON
-    annotations # `Annotations` of the pictures; ids as `to_coco` gives them
+    annotations # `Annotations` of the pictures; ids as `to_coco` gives them, or any other of its `category_ids`
 ): # one dict a picture, in their order: boxes (n, 4) float32 in the picture's pixels, scores (n,) float64, labels (n,); as listed in the file
     "Read detections, for `mean_ap` and `coco_ap`. Raises ValueError with file and entry for what does not fit."
     places = {k: i for i, k in enumerate(_image_ids(annotations))}
+    labels = {k: l for l, ids in enumerate(annotations.category_ids) for k in ids}
     rows = [[] for _ in places]
     for j, o in enumerate(_read_list(path)):
-        try: i, *row = _entry(o, places, len(annotations.classes))
+        try: i, *row = _entry(o, places, labels)
         except ValueError as e: raise ValueError(f'{path}, entry {j}: {e}') from None
         rows[i].append(row)
     return [_detections(r) for r in rows]

@@ -30,9 +30,9 @@ class SingleObjectDataset(Dataset):
         tfms=None, # Called with image and target, gives both back, as for a `DetectionDataset`
     ):
         found = [(r, largest_object(r)) for r in annotations]
-        one = [replace(r, boxes=o[0][None], labels=np.array([o[1]]), difficult=np.zeros(1, bool)) for r, o in found if o]
+        one = [replace(r, boxes=o[0][None], labels=np.array([o[1]]), difficult=np.zeros(1, bool), crowd=None) for r, o in found if o]
         if not one: raise ValueError(f'none of {len(annotations)} pictures has an object that is not difficult')
-        self.annotations = Annotations(one, annotations.classes, annotations.skipped)
+        self.annotations = Annotations(one, annotations.classes, annotations.skipped, annotations.category_ids)
         self.ds = DetectionDataset(self.annotations, tfms)
 
     def __len__(self): return len(self.ds)

@@ -33,7 +33,7 @@ def split_by_group(
     names = np.random.default_rng(seed).permutation(np.unique(groups))
     if len(names) < 2: raise ValueError(f'{len(names)} group of {len(groups)} pictures; expected two at least, to train and to validate')
     val = np.isin(groups, names[:min(len(names) - 1, max(1, round(held_out*len(names))))])
-    return tuple(Annotations([r for r, v in zip(annotations, val) if v == side], annotations.classes, []) for side in (False, True))
+    return tuple(Annotations([r for r, v in zip(annotations, val) if v == side], annotations.classes, [], annotations.category_ids) for side in (False, True))
 
 # %% ../nbs/09_your_data.ipynb #79d1e6e5
 def _unit_boxes(a):

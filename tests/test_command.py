@@ -150,7 +150,7 @@ def test_data_that_cannot_be_had_is_one_line_and_2(monkeypatch, capsys, tmp_path
     "A download whose checksum is wrong ended in a traceback; a bug of PyTorch's still should"
     monkeypatch.chdir(tmp_path)
     def fail(*a): raise RuntimeError('the 9 bytes that came are not the archive')
-    monkeypatch.setattr('objdet.pascal_data.get_data', fail)
+    monkeypatch.setattr('objdet.sources.get_data', fail)
     for argv in (['train', 'voc2007'], ['score', __file__, 'sample']):
         assert main(argv) == 2 and capsys.readouterr().err == 'objdet: the 9 bytes that came are not the archive\n'
     monkeypatch.setattr(command, 'train_command', fail)

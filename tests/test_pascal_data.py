@@ -56,6 +56,30 @@ def test_coco_category_ids_with_gaps(tmp_path):
     (tmp_path/'c.json').write_text(json.dumps(d))
     a = read_coco(tmp_path/'c.json')
     assert a.classes == ['b', 'z'] and a[0].labels.tolist() == [1] and a[0].boxes.tolist() == [[1, 2, 4, 6]]
+    assert a.category_ids == [[4], [90]] and read_coco(tmp_path/'c.json', classes=['z', 'x', 'b']).category_ids == [[90], [92], [4]]
+    Image.new('RGB', (9, 9)).save(tmp_path/'a.jpg')
+    for split in 'trainval', 'train': assert load_annotations(tmp_path/'c.json', split).category_ids == [[4], [90]]
+    with pytest.warns(UserWarning): # the picture, lost
+        (tmp_path/'a.jpg').unlink()
+        assert load_annotations(tmp_path/'c.json', 'trainval', missing='skip').category_ids == [[4], [90]]
+    out = to_coco(a)
+    assert [o['id'] for o in out['categories']] == [4, 90] and out['annotations'][0]['category_id'] == 90
+
+def test_a_crowd_is_left_out_of_training_and_kept_apart(tmp_path):
+    "`iscrowd` and `ignore` were one mark, and both came back as `ignore`"
+    Image.new('RGB', (9, 9)).save(tmp_path/'a.jpg')
+    objs = [dict(id=i, image_id=7, category_id=1, bbox=[1, 2, 3, 4], **o) for i, o in enumerate([{}, dict(iscrowd=1), dict(ignore=1), dict(iscrowd=0)])]
+    d = dict(images=[dict(id=7, file_name='a.jpg', width=9, height=9)], categories=[dict(id=1, name='b')], annotations=objs)
+    (tmp_path/'c.json').write_text(json.dumps(d))
+    a = read_coco(tmp_path/'c.json')
+    assert a[0].difficult.tolist() == [False, True, True, False] and a[0].crowd.tolist() == [False, True, False, False]
+    assert len(DetectionDataset(a)[0][1]['labels']) == 2
+    t = DetectionDataset(a).targets(9)[0]
+    assert t['difficult'].tolist() == a[0].difficult.tolist() and t['crowd'].tolist() == a[0].crowd.tolist()
+    assert [(o['iscrowd'], o['ignore']) for o in to_coco(a)['annotations']] == [(0, 0), (1, 1), (0, 1), (0, 0)]
+    (tmp_path/'c.json').write_text(json.dumps(dict(d, annotations=objs[:1])))
+    a = read_coco(tmp_path/'c.json')
+    assert a[0].crowd is None and 'crowd' not in DetectionDataset(a).targets(9)[0]
 
 def test_coco_folder_with_split_files_and_without(kit, tmp_path):
     trn = load_annotations(kit)
@@ -92,6 +116,7 @@ def test_coco_categories_of_one_name_are_one_class(tmp_path):
     box = dict(id=1, image_id=1, category_id=1, bbox=[1, 1, 3, 3])
     a = layout(tmp_path, 'p.jpg', 'train.json', categories=[dict(id=0, name='pill'), dict(id=1, name='pill')], annotations=[box])
     assert a.classes == ['pill'] and a[0].labels.tolist() == [0]
+    assert a.category_ids == [[1, 0]], 'the id that objects have is the one to write'
 
 def test_coco_category_ids_may_be_numbers_and_texts(tmp_path):
     "Sorting them was a TypeError that named no file"

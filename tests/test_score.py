@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np, pytest, torch
 from hypothesis import given, settings, strategies as st
 from torchvision import tv_tensors
-from objdet.pascal_data import Annotations, Record, to_coco
+from objdet.pascal_data import Annotations, DetectionDataset, Record, read_coco, to_coco
 from objdet.score import (MeanAP, _loop_hits, _pairs, _read, _by_group, average_precision, coco_ap, coco_areas, coco_results, matches, mean_ap,
                           read_coco_results, recall_at, write_coco_results)
 from random_sets import sets
@@ -200,8 +200,8 @@ def test_bad_types():
 
 # COCO's own code
 
-def random_set(rng, classes=4, difficult=0.):
-    "Crowded pictures: detections near objects and on coarse grids, equal scores, empty pictures, absent classes"
+def random_set(rng, classes=4, difficult=0., crowds=0.):
+    "Crowded pictures: detections near objects and on coarse grids, equal scores, empty pictures, absent classes; large crowd regions with small detections in them"
     def boxes(n):
         xy, wh = rng.integers(0, 8, (2, n, 2))
         return np.concatenate([xy, xy + wh + 1], 1).astype(float)
@@ -215,22 +215,37 @@ def random_set(rng, classes=4, difficult=0.):
         scores = rng.integers(0, 6, n) / 5 if rng.random() < 0.5 else rng.random(n)
         p.append(dict(boxes=dets, scores=scores, labels=rng.integers(0, classes, n)))
         t.append(dict(boxes=objs, labels=rng.choice(present, m).astype(int), difficult=rng.random(m) < difficult))
+        if crowds: add_crowds(rng, p[-1], t[-1], crowds)
     return p, t
 
+def add_crowds(rng, p, t, share):
+    "Make a share of the objects large crowd regions, and every third detection a small one within such a region or over its edge, of its class"
+    t['crowd'] = rng.random(len(t['labels'])) < share
+    where, some = np.flatnonzero(t['crowd']), slice(1, None, 3)
+    size = lambda n, a, b: rng.integers(a, b, (n, 2)) + (rng.random((n, 2)) if t['boxes'].dtype == np.float32 else 0)
+    t['boxes'][where, 2:] = t['boxes'][where, :2] + size(len(where), 6, 20)
+    n = len(p['labels'][some])
+    if not len(where) or not n: return
+    o = rng.choice(where, n)
+    b = t['boxes'][o]
+    xy = np.floor(b[:, :2] + rng.random((n, 2)) * (b[:, 2:] - b[:, :2]))
+    p['boxes'][some], p['labels'][some] = np.hstack([xy, xy + size(n, 1, 4)]), t['labels'][o]
+
 class CrowdByBox(COCOeval):
-    "COCOeval with plain IoU for crowd regions too: crowd then means what difficult means to us"
+    "COCOeval with plain IoU for crowd regions that are marked `difficult`: crowd then means what difficult means to us"
     def computeIoU(self, image, category):
         crowd = [g.pop('iscrowd') for g in self._gts[image, category]]
-        for g in self._gts[image, category]: g['iscrowd'] = 0
+        for g, c in zip(self._gts[image, category], crowd): g['iscrowd'] = int(c and not g.get('difficult'))
         try: return super().computeIoU(image, category)
         finally:
             for g, c in zip(self._gts[image, category], crowd): g['iscrowd'] = c
 
 def as_coco(items, classes):
-    "Detections, or objects with difficult marks as crowd regions, as an indexed COCO object"
+    "Detections, or objects with both marks as crowd regions, as an indexed COCO object"
+    mark = lambda d, k, j: int(k in d and d[k][j])
     rows = [dict(image_id=i, bbox=[*b[:2], *(b[2:] - b[:2])], area=np.prod(b[2:] - b[:2]),
                  category_id=int(d['labels'][k]), score=float(d['scores'][k]) if 'scores' in d else 1.,
-                 iscrowd=int(d['difficult'][k]) if 'difficult' in d else 0)
+                 iscrowd=mark(d, 'difficult', k) | mark(d, 'crowd', k), difficult=mark(d, 'difficult', k) & ~mark(d, 'crowd', k))
             for i, d in enumerate(items) for k, b in enumerate(np.asarray(d['boxes'], dtype=float))]
     c = COCO()
     c.dataset = dict(images=[dict(id=i) for i in range(len(items))], categories=[dict(id=k) for k in range(classes)],
@@ -249,12 +264,12 @@ def their_ap(p, t, classes, max_dets=100, iou=0.5):
     return np.where(ap < 0, np.nan, ap)
 
 @pytest.mark.parametrize('max_dets', [100, 3])
-@pytest.mark.parametrize('difficult', [0., 0.3])
-def test_equal_to_pycocotools_on_random_sets(max_dets, difficult):
-    "200 sets of each kind; with difficult marks as crowd regions too"
+@pytest.mark.parametrize('difficult, crowds', [(0., 0.), (.3, 0.), (0., .3), (.2, .2)])
+def test_equal_to_pycocotools_on_random_sets(max_dets, difficult, crowds):
+    "200 sets of each kind; with difficult marks as crowd regions too, and with real ones"
     rng, seen = np.random.default_rng(7), []
     for _ in range(200):
-        p, t = random_set(rng, difficult=difficult)
+        p, t = random_set(rng, difficult=difficult, crowds=crowds)
         ours, theirs = mean_ap(p, t, method='101point', n_classes=4, max_dets=max_dets), their_ap(p, t, 4, max_dets)
         np.testing.assert_allclose(ours.ap, theirs, atol=1e-6)
         if not np.isnan(theirs).all(): assert ours.map == pytest.approx(np.nanmean(theirs), abs=1e-6)
@@ -266,8 +281,8 @@ def test_equal_to_pycocotools_on_random_sets(max_dets, difficult):
 @pytest.mark.parametrize('iou', [0.3, 0.75])
 def test_equal_to_pycocotools_at_other_thresholds(iou):
     rng = np.random.default_rng(8)
-    for _ in range(30):
-        p, t = random_set(rng)
+    for i in range(30):
+        p, t = random_set(rng, crowds=.3 * (i % 2))
         np.testing.assert_allclose(mean_ap(p, t, iou, '101point', 4).ap, their_ap(p, t, 4, 40, iou), atol=1e-6)
 
 def their_six(truth, found):
@@ -277,12 +292,12 @@ def their_six(truth, found):
         e.evaluate(), e.accumulate(), e.summarize()
     return np.where(e.stats[:6] < 0, np.nan, e.stats[:6])
 
-@pytest.mark.parametrize('difficult', [0., 0.3])
-def test_six_figures_equal_to_pycocotools(difficult):
+@pytest.mark.parametrize('difficult, crowds', [(0., 0.), (.3, 0.), (0., .3), (.2, .2)])
+def test_six_figures_equal_to_pycocotools(difficult, crowds):
     "100 sets of each kind, boxes enlarged so that all three sizes occur, with areas exactly on the borders"
     rng, seen = np.random.default_rng(11), []
     for _ in range(100):
-        p, t = random_set(rng, difficult=difficult)
+        p, t = random_set(rng, difficult=difficult, crowds=crowds)
         for d in (*p, *t): d['boxes'] = d['boxes'] * 16
         seen.append(their_six(as_coco(t, 4), as_coco(p, 4)))
         np.testing.assert_allclose(coco_ap(p, t, 4), seen[-1], atol=1e-6)
@@ -297,18 +312,34 @@ def test_coco_takes_an_object_out_of_range_once():
     assert mean_ap([p], [t], method='area', area=coco_areas['small']).precision[0].tolist() == [1], 'VOC strikes both'
     assert mean_ap([p], [t], area=coco_areas['medium']).n_positives.tolist() == [1]
 
+def test_a_crowd_takes_any_number_by_the_share_of_the_detection():
+    "A crowd region of 300 x 300: five detections of 30 x 30 in it were false alarms, for their IoU with it is 0.01"
+    t = dict(boxes=[box(300, 300, 300, 300), box(50, 50, 50, 50)], labels=[0, 0], crowd=[True, False])
+    p = preds(*[(box(310 + 40*i, 320, 30, 30), .9 - i/10) for i in range(5)], (box(50, 50, 50, 50), .1))
+    for m in '11point', 'area', '101point': assert mean_ap([p], [t], method=m).map == 1
+    assert coco_ap([p], [t])[:3] == pytest.approx([1, 1, 1])
+    assert matches([p], [t]).struck.tolist() == [True]*5 + [False] and recall_at([p], [t]) == 1
+    assert mean_ap([p], [dict(t, crowd=[False]*2, difficult=t['crowd'])], method='area').map == pytest.approx(1/6), 'difficult: by IoU'
+
+def test_an_object_in_a_crowd_comes_first():
+    "The region's share of the detection is 1, the object's IoU less; a second detection is a duplicate for VOC, and the crowd's for COCO"
+    t = dict(boxes=[box(0, 0, 100, 100), box(20, 20, 10, 10)], labels=[0, 0], crowd=[True, False])
+    p = preds((box(20, 20, 10, 9), .9), (box(20, 20, 10, 8), .8))
+    assert matches([p], [t]).object.tolist() == matches([p], [t], method='101point').object.tolist() == [1, -1]
+    assert [matches([p], [t], method=m).struck.tolist() for m in ('area', '101point')] == [[False, False], [False, True]]
+
 def test_matches_say_what_the_curve_says():
     rng = np.random.default_rng(5)
     for method in ('area', '101point'):
         for _ in range(20):
-            p, t = random_set(rng, difficult=.3)
+            p, t = random_set(rng, difficult=.3, crowds=.2)
             m, r = matches(p, t, method=method, n_classes=4), mean_ap(p, t, method=method, n_classes=4)
             for c in range(4):
                 hit = m.object[(m.label == c) & ~m.struck] >= 0
                 np.testing.assert_allclose(np.cumsum(hit) / np.arange(1, len(hit) + 1), r.precision[c])
             for i, place, label, score, obj, struck in zip(*m):
                 assert p[i]['labels'][place] == label and p[i]['scores'][place] == pytest.approx(score)
-                if obj >= 0: assert t[i]['labels'][obj] == label and not t[i]['difficult'][obj] and not struck
+                if obj >= 0: assert t[i]['labels'][obj] == label and not (t[i]['difficult'] | t[i].get('crowd', False))[obj] and not struck
             pairs = [(i, o) for i, o in zip(m.picture, m.object) if o >= 0]
             assert len(set(pairs)) == len(pairs), 'an object was hit twice'
 
@@ -340,6 +371,62 @@ def test_files_score_the_same_with_pycocotools(ids, tmp_path):
     np.testing.assert_allclose(coco_ap(again, t, 4), six, atol=1e-6)
     assert mean_ap(again, t, method='101point', n_classes=4).map == pytest.approx(six[1], abs=1e-6)
 
+def category_truth(ids, folder):
+    "A COCO file of 12 pictures with these category ids, the second class in each picture"
+    objs = [dict(image_id=100 - 7*i, category_id=ids[1], bbox=[5, 5 + i, 30, 20]) for i in range(12)]
+    objs += [dict(image_id=100, category_id=ids[0], bbox=[50, 9, 20, 20]), dict(image_id=51, category_id=ids[-1], bbox=[1, 40, 30, 20])]
+    d = dict(images=[dict(id=100 - 7*i, file_name=f'{i}.jpg', width=90, height=70) for i in range(12)], categories=[dict(id=k, name=f'c{k}') for k in ids],
+             annotations=[dict(o, id=i, area=o['bbox'][2] * o['bbox'][3], iscrowd=0) for i, o in enumerate(objs, 1)])
+    (folder/'truth.json').write_text(json.dumps(d))
+    return folder/'truth.json'
+
+@pytest.mark.parametrize('ids', [[1, 3, 4], [0, 1, 2], [90, 2, 17], [0, 5]], ids=str)
+def test_category_ids_are_the_file_s_own(ids, tmp_path):
+    "Results were read and written as if ids were 1 to c: 0.5 where pycocotools has 1.0, without a word"
+    file = category_truth(ids, tmp_path)
+    with contextlib.redirect_stdout(io.StringIO()): theirs = COCO(str(file))
+    t, rng = theirs.dataset, np.random.default_rng(3)
+    rows = [dict({k: o[k] for k in ('image_id', 'category_id')}, bbox=(np.array(o['bbox']) + rng.integers(0, 5, 4)).tolist(), score=s)
+            for o, s in zip(t['annotations'], rng.random(len(t['annotations'])))]
+    perfect = [dict({k: o[k] for k in ('image_id', 'category_id', 'bbox')}, score=.5) for o in t['annotations']]
+    ann = read_coco(file)
+    targets = [dict(boxes=r.boxes, labels=r.labels) for r in ann]
+    for name, o in ('perfect', perfect), ('found', rows):
+        (tmp_path/f'{name}.json').write_text(json.dumps(o))
+        p = read_coco_results(tmp_path/f'{name}.json', ann)
+        again = write_coco_results(p, ann, tmp_path/'again.json')
+        with contextlib.redirect_stdout(io.StringIO()): six = [their_six(theirs, theirs.loadRes(str(f))) for f in (tmp_path/f'{name}.json', again)]
+        np.testing.assert_allclose(six, [coco_ap(p, targets, len(ids))]*2, atol=1e-6)
+        assert six[0][0] == pytest.approx(1) if name == 'perfect' else .1 < six[0][0] < .9
+    back = to_coco(ann)
+    assert [(o['id'], o['name']) for o in back['categories']] == [(k, f'c{k}') for k in sorted(ids)]
+    assert sorted((o['image_id'], o['category_id'], o['bbox']) for o in back['annotations']) == sorted((o['image_id'], o['category_id'], o['bbox']) for o in t['annotations'])
+    (tmp_path/'odd.json').write_text(json.dumps([dict(perfect[0], category_id=max(ids) + 1)]))
+    with pytest.raises(ValueError, match=f'entry 0: category_id {max(ids) + 1}, .*its ids are {", ".join(map(str, sorted(ids)))}$'): read_coco_results(tmp_path/'odd.json', ann)
+
+def test_category_ids_stay_with_classes_in_another_order(tmp_path):
+    "`classes` reorders the labels and may have a class that the file lacks: its detections get an id that nothing else has"
+    ann = read_coco(category_truth([1, 3, 4], tmp_path), classes=['c4', 'zebra', 'c1', 'c3'])
+    p = [dict(boxes=[[0, 0, 9, 9]]*4, scores=[.9, .8, .7, .6], labels=[0, 1, 2, 3])] + [none]*11
+    rows = json.loads(write_coco_results(p, ann, tmp_path/'f.json').read_text())
+    ids = [r['category_id'] for r in rows]
+    assert ids[::2] + ids[3:] == [4, 1, 3] and ids[1] not in (1, 3, 4)
+    assert read_coco_results(tmp_path/'f.json', ann)[0]['labels'].tolist() == [0, 1, 2, 3]
+
+def test_crowds_in_files_score_the_same_with_pycocotools(tmp_path):
+    "`to_coco` wrote them as objects to find"
+    d = dict(images=[dict(id=3, file_name='a.jpg', width=640, height=640)], categories=[dict(id=2, name='person')],
+             annotations=[dict(id=i, image_id=3, category_id=2, bbox=b, area=b[2]*b[3], iscrowd=c) for i, b, c in ((1, [50, 50, 50, 50], 0), (2, [300, 300, 300, 300], 1))])
+    found = [dict(image_id=3, category_id=2, bbox=[310 + 40*i, 320, 30, 30], score=.9 - i/10) for i in range(5)] + [dict(image_id=3, category_id=2, bbox=[50, 50, 50, 50], score=.1)]
+    for name, o in ('truth', d), ('found', found): (tmp_path/f'{name}.json').write_text(json.dumps(o))
+    ann = read_coco(tmp_path/'truth.json')
+    (tmp_path/'again.json').write_text(json.dumps(to_coco(ann)))
+    p = read_coco_results(tmp_path/'found.json', ann)
+    for t in [dict(boxes=r.boxes, labels=r.labels, difficult=r.difficult, crowd=r.crowd) for r in ann], DetectionDataset(ann).targets(640): assert coco_ap(p, t).ap == 1
+    for f in 'truth', 'again':
+        with contextlib.redirect_stdout(io.StringIO()): theirs = COCO(str(tmp_path/f'{f}.json'))
+        with contextlib.redirect_stdout(io.StringIO()): assert their_six(theirs, theirs.loadRes(str(tmp_path/'found.json')))[0] == pytest.approx(1)
+
 def test_results_of_squares_come_out_in_the_picture_s_own_pixels(tmp_path):
     ann, _ = some_split(np.random.default_rng(2), [1])
     p = [dict(boxes=torch.tensor([[0., 64, 32, 128]]), scores=torch.tensor([.5]), labels=torch.tensor([3]))]
@@ -358,7 +445,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     ann, p = some_split(np.random.default_rng(2), [1, 2])
     file = write_coco_results(p, ann, tmp_path/'f.json')
     before = file.read_bytes()
-    with pytest.raises(ValueError, match='label 9, expected 0 to 3'): write_coco_results([none, preds((box(0), .5, 9))], ann, file)
+    with pytest.raises(ValueError, match=r'preds\[1\]: labels 9: expected 0 to 3'): write_coco_results([none, preds((box(0), .5, 9))], ann, file)
     def full(fd): raise OSError('no space left')
     monkeypatch.setattr(os, 'fsync', full)
     with pytest.raises(OSError): write_coco_results(p, ann, file)
@@ -375,7 +462,7 @@ row = dict(image_id=1, category_id=1, bbox=[0, 0, 5, 5], score=.5)
     ('[{', 'malformed JSON'), ('{"annotations": []}', 'holds a dict, expected the list'), ([3], 'entry 0: a int'),
     ([row, {k: v for k, v in row.items() if k != 'score'}], "entry 1: no 'score', only"),
     ([dict(row, image_id=9)], 'entry 0: image_id 9, which is not among'), ([dict(row, image_id=[1])], r'image_id \[1\]'),
-    ([dict(row, category_id=0)], 'category_id 0, expected 1 to 4'), ([dict(row, category_id=5)], 'category_id 5'),
+    ([dict(row, category_id=0)], 'category_id 0, which the truth does not have; its ids are 1, 2, 3, 4'), ([dict(row, category_id=5)], 'category_id 5'),
     ([dict(row, category_id='a')], "category_id 'a'"), ([dict(row, bbox=[1, 2, 3])], r'bbox \[1, 2, 3\]'), ([dict(row, bbox=7)], 'bbox 7'),
     ([dict(row, bbox=[0, 0, -1, 5])], 'no negative size'), ([dict(row, score=None)], 'score None'), ([dict(row, score=float('nan'))], 'finite')])
 def test_files_that_cannot_be_read_say_what_and_where(text, says, tmp_path):
