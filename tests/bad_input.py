@@ -144,7 +144,7 @@ def two_years(folder):
     for year in 2007, 2012: devkit(folder/f'mine/VOCdevkit/VOC{year}')
     load_annotations(folder/'mine')
 
-@data('an option of no meaning', ValueError, "missing is 'ignore'", "'error' or 'skip'")
+@data('an option of no meaning', ValueError, "missing is 'ignore'", "'error', 'skip' or 'keep'")
 def unknown_option(folder): load_annotations(devkit(folder), missing='ignore')
 
 @data('a listed picture has no annotation', FileNotFoundError, '000001.xml', 'missing')
