@@ -46,15 +46,6 @@ file, class, score, and the box x1, y1, x2, y2 in the picture's pixels.
 """
 
 # %% ../nbs/97_command.ipynb #9cc907f2
-def _files(pictures):
-    "All picture files, folders taken apart, each once"
-    from objdet.detector import find_pictures
-    files = [o for p in map(Path, pictures) for o in (find_pictures(p) if p.is_dir() else [p])]
-    for o in files:
-        if not o.is_file(): raise FileNotFoundError(f'{o}: no such picture')
-    return list({o.resolve(): o for o in files}.values())
-
-# %% ../nbs/97_command.ipynb #883d2769
 def _is_drawing(png):
     "Did `_draw` write this file?"
     from PIL import Image
@@ -62,6 +53,21 @@ def _is_drawing(png):
         with Image.open(png) as im: return im.info.get('Software') == 'objdet'
     except OSError: return False
 
+def _pictures(folder):
+    "The pictures in a folder, without drawings of ours"
+    from objdet.detector import find_pictures
+    files = [o for o in find_pictures(folder) if not (o.suffix.lower() == '.png' and _is_drawing(o))]
+    if not files: raise ValueError(f'{folder}: no picture in this folder but drawings of objdet')
+    return files
+
+def _files(pictures):
+    "All picture files, folders taken apart, each once"
+    files = [o for p in map(Path, pictures) for o in (_pictures(p) if p.is_dir() else [p])]
+    for o in files:
+        if not o.is_file(): raise FileNotFoundError(f'{o}: no such picture')
+    return list({o.resolve(): o for o in files}.values())
+
+# %% ../nbs/97_command.ipynb #883d2769
 def _drawings(files, folder):
     "Where the drawing of each file goes; `ValueError` if one would overwrite a picture or another drawing"
     if folder.exists() and not folder.is_dir(): raise ValueError(f'{folder}: a file; expected a folder for the drawings, or a name that ends in .json')
@@ -114,7 +120,7 @@ def _check_result(path):
     "`ValueError` if detections written to `path` would replace anything but detections"
     if path.is_dir(): raise ValueError(f'{path}: a folder; expected a file for the detections')
     if not path.exists(): return
-    try: rows = json.loads(path.read_text(encoding='utf-8'))
+    try: rows = json.loads(path.read_text(encoding='utf-8-sig'))
     except ValueError: rows = None
     if not isinstance(rows, list) or not all(isinstance(r, dict) and {'bbox', 'score'} <= r.keys() for r in rows):
         raise ValueError(f'{path}: already there, and no list of detections; choose another name')
@@ -193,9 +199,12 @@ DATA is a VOC devkit, as a folder or a tar file, a COCO folder, or a COCO JSON b
 """
 
 # %% ../nbs/97_command.ipynb #11a40f04
+def _aside(state): return state.with_name(f'{state.name}.old')
+
 def _checkpoint(a):
     "Where the state of the training is kept; `ValueError` or `FileNotFoundError` if it cannot be meant"
     state = a.out.with_name(f'{a.out.stem}.checkpoint.pt')
+    if _aside(state).is_file() and not state.is_file(): _aside(state).replace(state) # a training with --fresh was killed
     if a.out.is_dir(): raise ValueError(f'{a.out}: a folder; expected a file for the detector')
     if a.fresh: return state
     if a.resume and not state.is_file(): raise FileNotFoundError(f'{state}: no interrupted training to go on with')
@@ -226,14 +235,20 @@ def _ask(det, truth, bs=16):
     return [d for i in range(0, len(truth), bs) for d in det.predict([open_image(r) for r in truth.records[i:i+bs]], .01)]
 
 # %% ../nbs/97_command.ipynb #2a7e6593
+def _epochs_in(state):
+    "How many epochs of a training the file `state` holds; 0 if it is not there, or no such file"
+    from objdet.learner import read_weights
+    try: return read_weights(state)['done']
+    except (OSError, ValueError, KeyError, TypeError): return 0
+
 @contextmanager
 def _set_aside(state):
-    "Without the file `state` for a while; it comes back if none has taken its place"
-    old = state.with_name(f'{state.name}.old')
+    "Without the file `state` for a while; it comes back unless one with an epoch in it has taken its place"
+    old = _aside(state)
     if state.is_file(): state.replace(old)
     try: yield
     finally:
-        if state.is_file(): old.unlink(missing_ok=True)
+        if old.is_file() and _epochs_in(state): old.unlink()
         elif old.is_file(): old.replace(state)
 
 # %% ../nbs/97_command.ipynb #61698f6d
@@ -316,7 +331,7 @@ def _renumber(rows, truth, path):
     named = {r['file_name'] for r in rows}
     if len({_end(o, n) for o in named}) < len(named): raise ValueError(f'{path}: has detections of two files of one name, where the truth has one')
     rows = _numbers('picture', [_end(r['file_name'], n) for r in rows], images, rows, 'image_id', path)
-    return _numbers('class', [r['category'] for r in rows], {o['name']: o['id'] for o in coco['categories']}, rows, 'category_id', path)
+    return _numbers('class', [r['category'] for r in rows], {str(o['name']): o['id'] for o in coco['categories']}, rows, 'category_id', path)
 
 # %% ../nbs/97_command.ipynb #1278c9dc
 def _read_preds(path, truth):
@@ -348,6 +363,7 @@ def score_command(
     "`objdet score`"
     if not a.preds.is_file(): raise FileNotFoundError(f'{a.preds}: no such file')
     truth = _truth(a.truth, a.split)
+    if not len(truth): raise ValueError(f'{a.truth}: no pictures in the split {a.split or "val"}')
     preds = _read_preds(a.preds, truth)
     least = min((p['scores'].min().item() for p in preds if len(p['scores'])), default=0)
     if least >= .1: _say(f'the least score in {a.preds} is {least:.2f}; what was cut off counts as not found (objdet detect --thresh .01)')

@@ -7,7 +7,7 @@ __all__ = ['set_seed', 'to_device', 'cat_batches', 'part_folder', 'whole_file', 
            'each_batch', 'steepest', 'Found', 'plot_found']
 
 # %% ../nbs/91_learner.ipynb #fa09fbd4
-import copy, math, os, random, shutil, tempfile, time, zipfile
+import copy, math, os, random, re, shutil, tempfile, time, zipfile
 from contextlib import contextmanager
 from glob import escape
 from pathlib import Path
@@ -128,7 +128,7 @@ def read_weights(
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as z: odd = z.testzip()
     except Exception as e: raise ValueError(f'{path}: not a file of PyTorch weights ({type(e).__name__}); expected tensors and plain values, as torch.save writes them') from e
-    if odd: raise ValueError(f'{path}: not a file of PyTorch weights ({odd} is not what was written)')
+    if odd: raise ValueError(f'{path}: not a file of PyTorch weights ({odd} is not what was written, or was written without checksums)')
     return d
 
 # %% ../nbs/91_learner.ipynb #6d5bd220
@@ -213,10 +213,10 @@ def each_batch(
 ): # Yields its batches
     "Go through a loader; an error of a loading process comes as that process raised it"
     try: yield from dl
-    except (ValueError, OSError) as e:
-        text = str(e).strip()
-        if not text.startswith('Caught '): raise
-        raise type(e)(text.splitlines()[-1].partition(': ')[2]) from e
+    except (ValueError, TypeError, OSError) as e:
+        message = re.fullmatch(rf'Caught \w+ in DataLoader worker process.*\n(?:[\w.]+\.)?{type(e).__name__}: (.*)', str(e), re.DOTALL)
+        if not message: raise
+        raise type(e)(message[1].strip()) from e
 
 # %% ../nbs/91_learner.ipynb #ae0f914f
 @patch

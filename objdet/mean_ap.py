@@ -99,7 +99,7 @@ class Errors(NamedTuple):
     place: np.ndarray # (n,) its place in that picture's detections
     label: np.ndarray # (n,) its class
     score: np.ndarray # (n,) its score
-    kind: np.ndarray # (n,) 'hit', 'struck' (on a difficult object) or one of `error_kinds`
+    kind: np.ndarray # (n,) 'hit', 'struck' (on a difficult object or in a crowd) or one of `error_kinds`
     object: np.ndarray # (n,) place in its picture's objects of the one that it hits or speaks of; -1 for none
     missed: np.ndarray # (k, 2) picture and place of each object missed
 
@@ -132,12 +132,14 @@ def _tables(m, rows, preds, targets, similar):
     return box_iou(boxes[m.place[rows]], objs).nan_to_num().numpy(), same, akin
 
 # %% ../nbs/07_mean_ap.ipynb #306c3902
+def _asked(t, j): return not any(t[k][j] for k in ('difficult', 'crowd') if t.get(k) is not None)
+
 def _missed(picture, kind, obj, targets):
     "Picture and place of the objects to find that no hit and no error of the first three kinds speaks of"
     seen = np.isin(kind, ('hit', *error_kinds[:3]))
     seen = set(zip(picture[seen].tolist(), obj[seen].tolist()))
     rows = [(i, j) for i, t in enumerate(targets) for j in range(len(t['labels']))
-            if (i, j) not in seen and not (t.get('difficult') is not None and t['difficult'][j])]
+            if (i, j) not in seen and _asked(t, j)]
     return np.array(rows, dtype=int).reshape(-1, 2)
 
 # %% ../nbs/07_mean_ap.ipynb #38d8b574
@@ -182,7 +184,7 @@ def mend(
     gone = np.isin(errors.kind, list(kinds))
     for r in _movers(errors, kinds):
         i, place, j = errors.picture[r], errors.place[r], errors.object[r]
-        gone[r] = 'difficult' in targets[i] and targets[i]['difficult'][j]
+        gone[r] = not _asked(targets[i], j)
         preds[i]['boxes'][place], preds[i]['labels'][place] = targets[i]['boxes'][j], targets[i]['labels'][j]
     missed = errors.missed if 'missed' in kinds else errors.missed[:0]
     return _without(preds, errors.picture[gone], errors.place[gone]), _without(targets, *missed.T)

@@ -50,7 +50,7 @@ def _compiled(source, func):
 def _defaults(source):
     "What the parameters of a function with this source are by default, as text"
     args = ast.parse(source).body[0].args
-    return [o and ast.unparse(o) for o in (*args.defaults, *args.kw_defaults)]
+    return [[o and ast.unparse(o) for o in defaults] for defaults in (args.defaults, args.kw_defaults)]
 
 # %% ../nbs/08_one_bug.ipynb #ac60f71a
 def outcome(

@@ -114,6 +114,7 @@ class Annotations:
     category_ids: list = None # For each class its ids in a COCO file, first the one to write; 1 … c by default
     def __post_init__(self):
         if self.category_ids is None: self.category_ids = [[i+1] for i in range(len(self.classes))]
+        if len(self.category_ids) != len(self.classes): raise ValueError(f'ids of {len(self.category_ids)} classes for {len(self.classes)}; give `category_ids` with `classes`')
     def __len__(self): return len(self.records)
     def __getitem__(self, i): return self.records[i]
     def __repr__(self):
@@ -175,10 +176,10 @@ def _is_difficult(obj):
     return (obj.findtext('difficult') or '0').strip() == '1'
 
 # %% ../nbs/00_pascal_data.ipynb #e1088eeb
-def _picture(folder, stem):
-    "The file of the picture `stem` in `folder`, of whatever kind it is; VOC's `.jpg` if there is none"
+def _picture(folder, stem, named=''):
+    "The file of the picture `stem` in `folder`, of whatever kind it is; if there is none, of the kind of `named`, or VOC's `.jpg`"
     files = [folder/f'{stem}.{o}' for kind in ('jpg', 'jpeg', 'png', 'bmp', 'webp') for o in (kind, kind.upper())]
-    return next((f for f in files if f.exists()), files[0])
+    return next((f for f in files if f.exists()), next((f for f in files if named and f.suffix == Path(named).suffix), files[0]))
 
 # %% ../nbs/00_pascal_data.ipynb #c180a10b
 def read_voc_xml(
@@ -193,7 +194,7 @@ def read_voc_xml(
     voc = np.array([_voc_box(o, where) for o, where in objs]).reshape(-1, 4)
     labels = [_label(_field(o, 'name', where), classes, where) for o, where in objs]
     difficult = np.array([_is_difficult(o) for o, _ in objs], bool)
-    picture = _picture(Path(images or file.parent.parent/'JPEGImages'), file.stem)
+    picture = _picture(Path(images or file.parent.parent/'JPEGImages'), file.stem, root.findtext('filename') or '')
     id = int(file.stem) if file.stem.isdecimal() else 0
     boxes = check_boxes(voc_to_xyxy(voc).numpy(), w, h, file)
     return Record(picture, id, w, h, boxes, np.array(labels, np.int64), difficult, root.findtext('source/group') or '')
@@ -202,7 +203,7 @@ def read_voc_xml(
 def _stem(root, line):
     "The name in a line of a list: all of it, for it may have blanks, or what is before the flag of a list per class"
     names = line, line.rsplit(maxsplit=1)[0]
-    return next((o for o in names if (root/f'Annotations/{o}.xml').exists()), line if len(line.split()) > 2 else names[1])
+    return next((o for o in names if (root/f'Annotations/{o}.xml').exists()), names[line.split()[-1] in ('-1', '0', '1')])
 
 # %% ../nbs/00_pascal_data.ipynb #0a9b9516
 def _split_stems(root, split):

@@ -474,7 +474,7 @@ def _entry(o, places, labels):
 # %% ../nbs/93_score.ipynb #cc713e70
 def _read_list(path):
     "The list of a JSON file"
-    try: rows = json.loads(Path(path).read_text(encoding='utf-8'))
+    try: rows = json.loads(Path(path).read_text(encoding='utf-8-sig'))
     except ValueError as e: raise ValueError(f'{path}: malformed JSON ({e})') from e
     if not isinstance(rows, list): raise ValueError(f'{path}: holds a {type(rows).__name__}, expected the list of a COCO result file')
     return rows

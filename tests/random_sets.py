@@ -15,5 +15,5 @@ def sets(draw, n_classes=2, apart=False):
         objs = [[*o[:2], o[2] + 4*c, o[3] + 4*c] for o, c in zip(objs, crowd)]
         if apart: objs, crowd = [o for i, o in enumerate(objs) if o not in objs[:i]], [c for i, c in enumerate(crowd) if objs[i] not in objs[:i]]
         p.append(dict(boxes=boxes(n), scores=some(st.sampled_from([.1, .5, .9]), n), labels=some(label, n)))
-        t.append(dict(boxes=objs, labels=some(label, len(objs)), difficult=[c or draw(st.booleans()) for c in crowd], crowd=crowd))
+        t.append(dict(boxes=objs, labels=some(label, len(objs)), difficult=some(st.booleans(), len(objs)), crowd=crowd))
     return p, t

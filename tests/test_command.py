@@ -53,8 +53,10 @@ def test_drawings_have_the_pictures_sizes_and_never_replace_them(photos, model, 
     assert main(['detect', 'photos', '--model', model, '--out', 'drawn']) == 0
     for r in val.records[:3]: assert Image.open(f'drawn/{r.file.stem}.png').size == (r.width, r.height)
     before = Path('drawn', f'{val[0].file.stem}.png').read_bytes()
-    assert main(['detect', 'drawn', '--model', model, '--out', 'drawn']) == 2
-    assert 'would overwrite a picture' in capsys.readouterr().err and Path('drawn', f'{val[0].file.stem}.png').read_bytes() == before
+    assert main(['detect', f'drawn/{val[0].file.stem}.png', '--model', model, '--out', 'drawn']) == 2
+    assert 'would overwrite a picture' in capsys.readouterr().err
+    assert main(['detect', 'drawn', '--model', model, '--out', 'drawn']) == 2 and 'no picture in this folder but drawings' in capsys.readouterr().err
+    assert Path('drawn', f'{val[0].file.stem}.png').read_bytes() == before
 
 def test_draw_chooses_a_folder(photos, model, val):
     one = str(next(photos.iterdir()))
@@ -175,11 +177,24 @@ def test_fresh_leaves_the_new_state_of_an_interrupted_training(truth, monkeypatc
     Path('m.checkpoint.pt').write_text('old')
     def one_epoch(trn, val, checkpoint, **kw):
         assert not checkpoint.exists()
-        checkpoint.write_text('new')
+        torch.save(dict(done=1), checkpoint)
         raise KeyboardInterrupt
     monkeypatch.setattr(your_data, 'train_detector', one_epoch)
     assert main(['train', truth, '--fresh', '--out', 'm.pt']) == 130
-    assert Path('m.checkpoint.pt').read_text() == 'new' and not Path('m.checkpoint.pt.old').exists()
+    assert torch.load('m.checkpoint.pt', weights_only=True) == dict(done=1) and not Path('m.checkpoint.pt.old').exists()
+
+def test_fresh_gives_the_old_state_back_after_less_than_an_epoch(tmp_path, val, monkeypatch, capsys):
+    "The learner writes a state of no epochs before it begins; that took the place of hours of work"
+    from objdet.learner import Learner
+    monkeypatch.chdir(tmp_path)
+    small_coco(val)
+    Path('m.checkpoint.pt').write_text('hours of work')
+    def stop(*a): raise KeyboardInterrupt
+    monkeypatch.setattr(Learner, '_step', stop)
+    argv = ['train', 'mine', '--out', 'm.pt', '--size', '64', '--bs', '4', '--fresh']
+    assert main(argv) == 130 and Path('m.checkpoint.pt').read_text() == 'hours of work' and not Path('m.checkpoint.pt.old').exists()
+    Path('m.checkpoint.pt').rename('m.checkpoint.pt.old') # as a kill leaves it
+    assert main(argv[:-1]) == 2 and 'm.checkpoint.pt' in capsys.readouterr().err and Path('m.checkpoint.pt').read_text() == 'hours of work'
 
 def test_two_files_of_one_name_are_not_one_picture(truth, val, capsys):
     "Detections of a/1.jpg and of b/1.jpg both counted for the truth's 1.jpg"
@@ -311,6 +326,45 @@ def test_a_score_needs_no_pictures(tmp_path, val, monkeypatch, capsys):
         assert main(['score', 'found.json', 'mine/annotations.json', '--split', 'val']) == 0
         seen.append(capsys.readouterr().out)
     assert seen[0] == seen[1] == seen[2] and 'mAP' in seen[0]
+
+@pytest.mark.parametrize('gone', [0, 1, 2])
+def test_a_score_needs_no_pictures_of_voc_of_any_kind(tmp_path, monkeypatch, gone, capsys):
+    "A picture that is gone was taken for a .jpg, and detections in a .png were left out"
+    monkeypatch.chdir(tmp_path)
+    for o in 'JPEGImages', 'Annotations', 'ImageSets/Main': Path('voc', o).mkdir(parents=True)
+    Path('voc/ImageSets/Main/val.txt').write_text('a\nb\n')
+    for o in 'ab':
+        Image.new('RGB', (50, 40)).save(f'voc/JPEGImages/{o}.png')
+        box = '<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>20</xmax><ymax>20</ymax></bndbox>'
+        Path(f'voc/Annotations/{o}.xml').write_text(f'<annotation><filename>{o}.png</filename><size><width>50</width><height>40</height><depth>3</depth></size>'
+                                                    f'<object><name>cat</name>{box}</object></annotation>')
+    row = dict(category_id=1, category='cat', bbox=[0, 0, 20, 20], score=.05)
+    Path('found.json').write_text(json.dumps([dict(row, image_id=i, file_name=f'voc/JPEGImages/{o}.png') for i, o in enumerate('ab')]))
+    for o in list(Path('voc/JPEGImages').iterdir())[:gone]: o.unlink()
+    assert main(['score', 'found.json', 'voc']) == 0
+    out, err = capsys.readouterr()
+    assert 'mAP 1.0000' in out and 'left out' not in err
+
+def test_a_split_without_pictures_is_said_so(tmp_path, val, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    small_coco(val, 4)
+    Path('found.json').write_text(json.dumps([dict(image_id=1, category_id=1, bbox=[1, 1, 5, 5], score=.9, file_name='a.jpg', category='cat')]))
+    assert main(['score', 'found.json', 'mine']) == 2 and 'mine: no pictures in the split val' in capsys.readouterr().err
+
+@pytest.mark.parametrize('names', [{}, dict(file_name='000005.jpg', category='plane')])
+def test_a_byte_order_mark_is_no_fault(truth, val, names, capsys):
+    row = dict(image_id=val[0].id, category_id=1, bbox=[1, 1, 5, 5], score=.05, **names)
+    Path('bom.json').write_text(json.dumps([row]), encoding='utf-8-sig')
+    assert main(['score', 'bom.json', truth]) == 0
+    assert command._check_result(Path('bom.json')) is None
+
+def test_drawings_in_the_folder_are_no_pictures(photos, model, capsys):
+    "With --out photos, each run drew the drawings of the one before"
+    seen = []
+    for _ in range(3):
+        assert main(['detect', 'photos', '--model', model, '--thresh', '.2', '--out', 'photos']) == 0
+        seen.append((capsys.readouterr().out, sorted(o.name for o in photos.iterdir())))
+    assert seen[0] == seen[1] == seen[2] and len(seen[0][1]) == 6
 
 def test_boxes_without_area_stop_a_training_unless_told_so(tmp_path, val, monkeypatch, capsys):
     "train2017 has one such box, and could not be loaded at all"

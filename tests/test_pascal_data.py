@@ -182,6 +182,7 @@ def test_names_with_blanks(kit):
     assert listed(kit, 'my photo 0\n000002\n') == ['my photo 0.jpg', '000002.jpg']
     assert listed(kit, ' 000002  1\r\n\r\nmy photo 0 -1\r\n') == ['000002.jpg', 'my photo 0.jpg'] # VOC's list of a class
     with pytest.raises(FileNotFoundError, match='my photo 9.jpg: listed'): listed(kit, 'my photo 9\n')
+    with pytest.raises(FileNotFoundError, match='other photo.jpg: listed'): listed(kit, 'other photo\n')
     with pytest.raises(FileNotFoundError, match='000009.jpg: listed'): listed(kit, '000009 -1\n')
     with pytest.raises(FileNotFoundError, match='000002 000002 000002.jpg: listed'): listed(kit, '000002 '*3) # the first alone would do, and two would be lost
 
