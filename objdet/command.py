@@ -202,9 +202,10 @@ DATA is a VOC devkit, as a folder or a tar file, a COCO folder, or a COCO JSON b
 def _aside(state): return state.with_name(f'{state.name}.old')
 
 def _checkpoint(a):
-    "Where the state of the training is kept; `ValueError` or `FileNotFoundError` if it cannot be meant"
+    """Where the state of the training is kept, back in its place if a training with --fresh was killed before its first epoch was done;
+    `ValueError` or `FileNotFoundError` if it cannot be meant"""
     state = a.out.with_name(f'{a.out.stem}.checkpoint.pt')
-    if _aside(state).is_file() and not state.is_file(): _aside(state).replace(state) # a training with --fresh was killed
+    if _aside(state).is_file() and not state.is_file(): _aside(state).replace(state)
     if a.out.is_dir(): raise ValueError(f'{a.out}: a folder; expected a file for the detector')
     if a.fresh: return state
     if a.resume and not state.is_file(): raise FileNotFoundError(f'{state}: no interrupted training to go on with')
@@ -248,8 +249,9 @@ def _set_aside(state):
     if state.is_file(): state.replace(old)
     try: yield
     finally:
-        if old.is_file() and _epochs_in(state): old.unlink()
-        elif old.is_file(): old.replace(state)
+        if old.is_file():
+            if _epochs_in(state): old.unlink()
+            else: old.replace(state)
 
 # %% ../nbs/97_command.ipynb #61698f6d
 def train_command(
@@ -352,9 +354,8 @@ def _read_preds(path, truth):
 # %% ../nbs/97_command.ipynb #301e3e80
 def _outside(preds, truth):
     "In how many pictures of `truth` a detection ends more than two pixels beyond the right or lower edge"
-    edges = [[o.item() for o in p['boxes'][:, 2:].amax(0)] for p in preds if len(p['boxes'])]
-    records = [r for p, r in zip(preds, truth.records) if len(p['boxes'])]
-    return sum(x > r.width + 2 or y > r.height + 2 for (x, y), r in zip(edges, records))
+    ends = [(r, p['boxes'][:, 2:].amax(0).tolist()) for p, r in zip(preds, truth.records) if len(p['boxes'])]
+    return sum(x > r.width + 2 or y > r.height + 2 for r, (x, y) in ends)
 
 # %% ../nbs/97_command.ipynb #7e438d9a
 def score_command(

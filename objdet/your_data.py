@@ -168,9 +168,8 @@ def train_detector(
     _check_pictures(trn, val)
     _check_classes(trn, val)
     epochs, bs, seed, rates = _whole('epochs', epochs, 1), _whole('bs', bs, 2), _whole('seed', seed), _rates(lr)
-    if not isinstance(body, Body):
-        set_seed(seed) # of random weights
-        body = create_body(body, weights)
+    set_seed(seed) # the body's weights may be random
+    body = body if isinstance(body, Body) else create_body(body, weights)
     size = _check_size(8*body.stride if size is None else size, body.stride)
     mark = _check_checkpoint(checkpoint, _fingerprint(trn, body, size, seed, bs))
     det = _new_detector(trn, val, body.to('cpu'), size, seed, epochs) # an earlier call may have left it elsewhere

@@ -107,13 +107,22 @@ def test_score_against_a_voc_folder(perfect, val, capsys):
     out, err = capsys.readouterr()
     assert 'mAP 1.0000' in out and "no picture 'other.jpg'" in err and "no class 'ghost'" in err and 'cut off counts as not found' in err
 
+def first(val, n):
+    "The first `n` pictures as a COCO dictionary"
+    d = to_coco(val)
+    ids = {o['id'] for o in d['images'][:n]}
+    return d | dict(images=d['images'][:n], annotations=[o for o in d['annotations'] if o['image_id'] in ids])
+
+def small_coco(val, n=8, **kw):
+    "A folder `mine` with `n` pictures of the sample and their COCO file; `kw` are for saving each picture anew"
+    Path('mine').mkdir()
+    for r in val.records[:n]: Image.open(r.file).save(f'mine/{r.file.name}', **dict(quality=95) | kw)
+    Path('mine/annotations.json').write_text(json.dumps(first(val, n)))
+
 @pytest.fixture
 def truth(photos, val):
     "A COCO file of the pictures in `photos`, beside them"
-    d = to_coco(val)
-    d['images'] = d['images'][:3]
-    d['annotations'] = [o for o in d['annotations'] if o['image_id'] in {o['id'] for o in d['images']}]
-    (photos/'truth.json').write_text(json.dumps(d))
+    (photos/'truth.json').write_text(json.dumps(first(val, 3)))
     return str(photos/'truth.json')
 
 wrong = {'no verb': ([], 'required'), 'another verb': (['delect'], "'delect'"), 'no picture': (['detect'], 'PICTURE'), 'missing': (['detect', 'x.jpg'], 'x.jpg: no such picture'),
@@ -158,29 +167,27 @@ def test_data_that_cannot_be_had_is_one_line_and_2(monkeypatch, capsys, tmp_path
     monkeypatch.setattr(command, 'train_command', fail)
     with pytest.raises(RuntimeError): main(['train', 'voc2007'])
 
-@pytest.mark.parametrize('more', [['nowhere'], ['DATA', '--body', 'mobilnet'], ['DATA', '--size', '100'], ['DATA', '--weights', 'nowhere.pth']])
-def test_fresh_keeps_the_old_state_until_an_epoch_is_done(truth, more, capsys):
+@pytest.mark.parametrize('more', [['nowhere'], ['mine', '--body', 'mobilnet'], ['mine', '--size', '100'], ['mine', '--weights', 'nowhere.pth']])
+def test_fresh_keeps_the_old_state_until_an_epoch_is_done(tmp_path, val, more, monkeypatch, capsys):
     "A mistyped name, body or size cost the state of an interrupted training"
-    d = json.loads(Path(truth).read_text())
-    d['images'] += [dict(d['images'][0], id=10**6 + i) for i in range(2)]
-    Path(truth).write_text(json.dumps(d))
+    monkeypatch.chdir(tmp_path)
+    small_coco(val)
     Path('m.checkpoint.pt').write_text('state')
-    assert main(['train', *(truth if o == 'DATA' else o for o in more), '--fresh', '--out', 'm.pt']) == 2
+    assert main(['train', *more, '--fresh', '--out', 'm.pt']) == 2
     assert Path('m.checkpoint.pt').read_text() == 'state' and not Path('m.checkpoint.pt.old').exists() and 'Traceback' not in capsys.readouterr().err
 
-def test_fresh_leaves_the_new_state_of_an_interrupted_training(truth, monkeypatch):
+def test_fresh_leaves_the_new_state_of_an_interrupted_training(tmp_path, val, monkeypatch):
     "The state that was set aside must not come back over a newer one, nor stay beside it"
     from objdet import your_data
-    d = json.loads(Path(truth).read_text())
-    d['images'] += [dict(d['images'][0], id=10**6 + i) for i in range(2)]
-    Path(truth).write_text(json.dumps(d))
+    monkeypatch.chdir(tmp_path)
+    small_coco(val)
     Path('m.checkpoint.pt').write_text('old')
     def one_epoch(trn, val, checkpoint, **kw):
         assert not checkpoint.exists()
         torch.save(dict(done=1), checkpoint)
         raise KeyboardInterrupt
     monkeypatch.setattr(your_data, 'train_detector', one_epoch)
-    assert main(['train', truth, '--fresh', '--out', 'm.pt']) == 130
+    assert main(['train', 'mine', '--fresh', '--out', 'm.pt']) == 130
     assert torch.load('m.checkpoint.pt', weights_only=True) == dict(done=1) and not Path('m.checkpoint.pt.old').exists()
 
 def test_fresh_gives_the_old_state_back_after_less_than_an_epoch(tmp_path, val, monkeypatch, capsys):
@@ -246,15 +253,6 @@ def test_a_folder_in_the_place_of_the_result_is_told_before_the_work(photos, arg
     Path('x.json').mkdir()
     for o in ('_load', '_data'): monkeypatch.setattr(command, o, lambda *a: pytest.fail('worked for nothing'))
     assert main(argv) == 2 and 'x.json: a folder' in capsys.readouterr().err
-
-def small_coco(val, n=8, **kw):
-    "A folder `mine` with `n` pictures of the sample and their COCO file; `kw` are for saving each picture anew"
-    Path('mine').mkdir()
-    d = to_coco(val)
-    d['images'] = d['images'][:n]
-    d['annotations'] = [o for o in d['annotations'] if o['image_id'] in {o['id'] for o in d['images']}]
-    for r in val.records[:n]: Image.open(r.file).save(f'mine/{r.file.name}', **dict(quality=95) | kw)
-    Path('mine/annotations.json').write_text(json.dumps(d))
 
 def test_pictures_turned_by_a_note_are_scored_as_they_were_trained(tmp_path, val, monkeypatch, capsys):
     "The command scored them turned, against boxes of pictures as stored: near 0 where the detector was good"
