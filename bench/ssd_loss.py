@@ -1,7 +1,7 @@
 """`SSDLoss` against the readable loop and torchvision's SSD: python bench/ssd_loss.py [--pairs 20] [--batch 32] [--threads 2] [--device cpu]
 
 One batch, one picture of 40 objects and the rest with one to a few, three on average as in PASCAL VOC; 189 anchors and
-SSD300's 8,732. Each figure is the median of forward and backward, the rivals in turn, so that a busy machine slows both.
+SSD300's 8,732. Each figure is the median of forward and backward, in turn with one rival, so that a busy machine slows both.
 Prints the ratios, the peak memory above the inputs (a fresh process: its largest resident size less that before the step)
 and what the loss adds to a training step. Fails where the loop and the batch disagree."""
 import argparse, resource, subprocess, sys, time
@@ -110,10 +110,11 @@ def speed(k, a):
     theirs = TorchvisionLoss(anchors, targ)
     slow, fast = loop(preds).item(), ours(preds, targ).item()
     assert abs(slow - fast) <= 1e-5*abs(slow), f'{k} anchors: the loop gives {slow}, the batch {fast}'
-    runs = in_turn(a, *(lambda f=f: step(f, preds) for f in (lambda p: ours(p, targ), loop, theirs)))
     n = int((targ[1] >= 0).sum())
     print(f'{k:,} anchors, batch {a.batch}, {n} objects, {targ[1].shape[1]} at most in a picture; loss {fast:.5f}')
-    for name, t in zip(('SSDLoss', 'loop', 'torchvision'), runs): print(f'  {name:12s}{t:9.2f} ms   {t/runs[0]:6.2f} times SSDLoss')
+    for name, rival in dict(loop=loop, torchvision=theirs).items(): # in pairs: a third would leave its traces in memory
+        own, other = in_turn(a, *(lambda f=f: step(f, preds) for f in (lambda p: ours(p, targ), rival)))
+        print(f'  {name:12s}{other:9.2f} ms   {other/own:6.2f} times SSDLoss, {own:.2f} ms')
     focal = SSDLoss(anchors, grid_sizes, size, a.classes, FocalLoss(a.classes)).to(a.device)
     own = min(targ[1].shape[1], int((targ[1][:-1] >= 0).sum(1).max()))
     bare = [o[:-1, :own] for o in targ] # all but the crowded picture: padded as far as they need

@@ -153,19 +153,21 @@ class _Total(torch.autograd.Function):
     @staticmethod
     def forward(ctx, pred, targ, loss): # (n, c+1) activations and (n,) labels -> scalar
         pos = (targ < loss.n_classes).nonzero()[:, 0]
-        own = pred[:, :-1][pos].gather(1, targ[pos][:, None])[:, 0]
+        label = targ[pos]
         ctx.loss = loss
-        ctx.save_for_backward(pred, pos, targ[pos])
+        ctx.save_for_backward(pred, pos, label)
+        own = pred[:, :-1][pos].gather(1, label[:, None]) # refuses labels of other classes
         total = (loss.price(own, 1) - loss.price(own, 0)).sum()
-        for a in pred.split(8192): total += loss.price(a[:, :-1].contiguous(), 0).sum()
+        for a in pred.split(8192): total += loss.price(a, 0).sum(0)[:-1].sum() # by class, without background
         return total
 
     @staticmethod
     def backward(ctx, scale): # d loss/d total -> d loss/d pred (n, c+1)
         pred, pos, label = ctx.saved_tensors
         grad = torch.empty_like(pred)
-        for a, g in zip(pred.split(8192), grad.split(8192)): torch.mul(ctx.loss.slope(a, 0), scale, out=g)
-        grad[:, -1] = 0
+        for a, g in zip(pred.split(8192), grad.split(8192)):
+            torch.mul(ctx.loss.slope(a, 0), scale, out=g)
+            g[:, -1] = 0
         grad[pos, label] = ctx.loss.slope(pred[pos, label], 1)*scale
         return grad, None, None
 
