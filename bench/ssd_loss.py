@@ -1,7 +1,7 @@
 """`SSDLoss` against the readable loop and torchvision's SSD: python bench/ssd_loss.py [--pairs 20] [--batch 32] [--threads 2] [--device cpu]
 
 One batch, one picture of 40 objects and the rest with one to a few, three on average as in PASCAL VOC; 189 anchors and
-SSD300's 8,732. Each figure is the median of forward and backward, in turn with one rival, so that a busy machine slows both.
+SSD300's 8,732. Each figure is the median of forward and backward, in turn with its one rival, so that a busy machine slows both.
 Prints the ratios, the peak memory above the inputs (a fresh process: its largest resident size less that before the step)
 and what the loss adds to a training step. Fails where the loop and the batch disagree."""
 import argparse, resource, subprocess, sys, time
@@ -120,9 +120,9 @@ def speed(k, a):
     bare = [o[:-1, :own] for o in targ] # all but the crowded picture: padded as far as they need
     wide = [o[:-1] for o in targ]       # the same pictures, padded to the crowded one
     less = [p[:-1].detach().requires_grad_() for p in preds]
-    runs = in_turn(a, *(lambda f=f, p=p: step(f, p) for f, p in
-        ((lambda p: ours(p, bare), less), (lambda p: ours(p, wide), less), (lambda p: ours(p, targ), preds), (lambda p: focal(p, targ), preds))))
-    print(f'  padded to {targ[1].shape[1]} instead of {own}: {runs[1]/runs[0]:.2f} times; FocalLoss in BCELoss\'s place: {runs[3]/runs[2]:.2f} times', flush=True)
+    tight, padded = in_turn(a, *(lambda t=t: step(lambda p: ours(p, t), less) for t in (bare, wide)))
+    plain, weighed = in_turn(a, *(lambda f=f: step(lambda p: f(p, targ), preds) for f in (ours, focal)))
+    print(f'  padded to {targ[1].shape[1]} instead of {own}: {padded/tight:.2f} times; FocalLoss in BCELoss\'s place: {weighed/plain:.2f} times', flush=True)
 
 def resident():
     "Bytes of this process in memory now"

@@ -156,7 +156,7 @@ class _Total(torch.autograd.Function):
         label = targ[pos]
         ctx.loss = loss
         ctx.save_for_backward(pred, pos, label)
-        own = pred[:, :-1][pos].gather(1, label[:, None]) # refuses labels of other classes
+        own = pred[:, :-1][pos].gather(1, label[:, None])[:, 0] # refuses labels of other classes
         total = (loss.price(own, 1) - loss.price(own, 0)).sum()
         for a in pred.split(8192): total += loss.price(a, 0).sum(0)[:-1].sum() # by class, without background
         return total
