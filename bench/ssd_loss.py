@@ -113,8 +113,8 @@ def speed(k, a):
     n = int((targ[1] >= 0).sum())
     print(f'{k:,} anchors, batch {a.batch}, {n} objects, {targ[1].shape[1]} at most in a picture; loss {fast:.5f}')
     for name, rival in dict(loop=loop, torchvision=theirs).items(): # in pairs: a third would leave its traces in memory
-        own, other = in_turn(a, *(lambda f=f: step(f, preds) for f in (lambda p: ours(p, targ), rival)))
-        print(f'  {name:12s}{other:9.2f} ms   {other/own:6.2f} times SSDLoss, {own:.2f} ms')
+        mine, other = in_turn(a, *(lambda f=f: step(f, preds) for f in (lambda p: ours(p, targ), rival)))
+        print(f'  {name:12s}{other:9.2f} ms   {other/mine:6.2f} times SSDLoss, {mine:.2f} ms')
     focal = SSDLoss(anchors, grid_sizes, size, a.classes, FocalLoss(a.classes)).to(a.device)
     own = min(targ[1].shape[1], int((targ[1][:-1] >= 0).sum(1).max()))
     bare = [o[:-1, :own] for o in targ] # all but the crowded picture: padded as far as they need
