@@ -231,10 +231,11 @@ def single_losses(
     preds, # (b, 4 + c) activations, those of the box first
     y, # Boxes (b, 4) in pixels and labels (b,)
     size, # Side of the square in pixels
+    smooth=0., # Share of each label that is spread over all classes
 ) -> tuple: # (b,) mean absolute error in pixels; (b,) cross-entropy in nats
     "Both parts of the loss, for each picture"
     l1 = F.l1_loss(sigmoid_box(preds[:, :4], size), y[0], reduction='none').mean(1)
-    return l1, F.cross_entropy(preds[:, 4:], y[1], reduction='none')
+    return l1, F.cross_entropy(preds[:, 4:], y[1], reduction='none', label_smoothing=smooth)
 
 # %% ../nbs/02_single_obj.ipynb #40c56093
 class SingleLoss:
@@ -242,14 +243,15 @@ class SingleLoss:
     def __init__(self,
         size, # Side of the square in pixels
         factor=1., # Weight of the cross-entropy
-    ): self.size, self.factor = size, factor
+        smooth=0., # Share of each label that is spread over all classes (label smoothing)
+    ): self.size, self.factor, self.smooth = size, factor, smooth
 
     def each(self, # -> two (b,): error in pixels, cross-entropy in nats
         preds, # (b, 4 + c) activations
         y, # Boxes (b, 4) in pixels and labels (b,)
     ):
         "Both parts for each picture"
-        return single_losses(preds, y, self.size)
+        return single_losses(preds, y, self.size, self.smooth)
 
     def __call__(self, preds, y): # -> scalar
         l1, ce = self.each(preds, y)

@@ -38,8 +38,8 @@ MACHINE = f'{os.cpu_count()} CPU cores'
 CARD = dict(data='PASCAL VOC 2007 train, 2,500 pictures without difficult objects', body="torchvision's mobilenet_v2, ImageNet weights; early layers as they were",
             license='MIT (weights of the body); the pictures belong to their photographers')
 # `body`: the late layers' rate, a share of the head's; `shared`: one `OutConv` for all grids; `loc`: factor of the box loss;
-# `thresh`: overlap of a positive anchor; `amp`: 1 trains in bfloat16, quicker on processors that have it and far slower on others; 0 as `Learner` does by itself, on CUDA only
-RECIPE = dict(epochs=20, lr=1.2e-3, body=.4, wd=.01, bs=32, k=9, nf=176, shared=1, drop=0., loc=1., thresh=.4, alpha=.25, gamma=2., amp=0)
+# `thresh`: overlap of a positive anchor; `rare`: pictures of classes that fewer than this share of the pictures hold are shown more often; `amp`: 1 trains in bfloat16, quicker on processors that have it and far slower on others; 0 as `Learner` does by itself, on CUDA only
+RECIPE = dict(epochs=20, lr=1.2e-3, body=.4, wd=.01, bs=32, k=9, nf=176, shared=1, drop=0., loc=1., thresh=.4, alpha=.25, gamma=2., rare=0., amp=0)
 
 
 class Views(torch.utils.data.Dataset):
@@ -89,15 +89,24 @@ def prepare(a):
         if not file.exists(): write_whole(ask(early, Views(ann, view), name), file)
 
 
+def repeats(labels, n_classes, rare):
+    "How often each picture is due: the square root of `rare` over the share of pictures that hold its rarest class, at least once (Gupta and others, *LVIS*, repeat factor sampling)"
+    has = torch.stack([torch.bincount(l, minlength=n_classes) > 0 for l in labels])
+    often = (rare/has.float().mean(0).clamp(min=1e-9)).sqrt()
+    return (has*often).amax(1).clamp(min=1)
+
+
 class Trained:
-    "Batches of one view of the pictures `ids`, another each epoch; half precision on disk"
-    def __init__(self, cache, views, ids, bs): self.cache, self.views, self.ids, self.bs, self.epochs_done = cache, views, ids, bs, lambda: 0
+    "Batches of one view of the pictures `ids`, another each epoch, as many pictures as there are; half precision on disk"
+    def __init__(self, cache, views, ids, bs, due=None):
+        self.cache, self.views, self.ids, self.bs, self.due, self.epochs_done = cache, views, ids, bs, due, lambda: 0
 
     def __len__(self): return len(self.ids)//self.bs
 
     def __iter__(self):
-        kept = read_weights(self.cache/f'view{self.epochs_done() % self.views + 1}.pt')
-        order = [self.ids[i] for i in torch.randperm(len(self.ids)).tolist()]
+        kept, pool = read_weights(self.cache/f'view{self.epochs_done() % self.views + 1}.pt'), torch.tensor(self.ids)
+        if self.due is not None: pool = pool.repeat_interleave((self.due + torch.rand(len(pool))).long())
+        order = pool[torch.randperm(len(pool))].tolist()
         for k in range(len(self)): yield batch(kept, order[k*self.bs:(k + 1)*self.bs])
 
 
@@ -146,7 +155,8 @@ def train(a):
     ckpt, late = a.cache/f'{a.name}.ckpt', Late(det)
     late.register_buffer('mark', _check_checkpoint(ckpt, _fingerprint(trn, det.body, *(getattr(a, k) for k in (*RECIPE, 'seed', 'views', 'choose')))))
     loss = SSDLoss(det.anchors, det.grid_sizes, SIZE, len(trn.classes), FocalLoss(len(trn.classes), a.alpha, a.gamma), a.thresh, a.loc, generalized_box_iou_loss)
-    trained, few = Trained(a.cache, a.views, ids, a.bs), Plain(a.cache/f'{file}.pt', held[:100]) # the few only show the loss
+    due = repeats([truth[i]['labels'][~truth[i]['difficult']] for i in ids], len(trn.classes), a.rare) if a.rare else None
+    trained, few = Trained(a.cache, a.views, ids, a.bs, due), Plain(a.cache/f'{file}.pt', held[:100]) # the few only show the loss
     learn = Learner(late, DataLoaders(trained, few), loss, groups=[det.body[EARLY:], det.head], wd=a.wd, amp=bool(a.amp) or None)
     trained.epochs_done = lambda: len(learn.history)
     learn.fit_one_cycle(a.epochs, [a.lr*a.body, a.lr], checkpoint=ckpt)

@@ -46,6 +46,21 @@ def test_another_view_each_epoch(place):
     again = torch.cat([x for x, _ in t])
     assert first.shape == again.shape and not torch.equal(first.sort(0).values, again.sort(0).values)
 
+def test_rare_classes_are_due_more_often_and_none_less_than_once():
+    labels = [torch.tensor(o, dtype=torch.int64) for o in [[0]]*8 + [[0, 1, 1]] + [[]]] # class 1 on a tenth of the pictures, class 2 nowhere
+    assert vd.repeats(labels, 3, .4).tolist() == pytest.approx([1]*8 + [2, 1])
+    assert vd.repeats(labels, 3, .95).tolist() == pytest.approx([(.95/.9)**.5]*8 + [9.5**.5, 1])
+
+def test_pictures_are_drawn_as_often_as_they_are_due_in_batches_as_many(place, monkeypatch):
+    monkeypatch.setattr(vd, 'batch', lambda kept, ids: ids)
+    plain, due = (vd.Trained(place/'cache', 2, list(range(6)), 3, due) for due in (None, torch.tensor([1., 1, 1, 1, 1, 1.5])))
+    assert [sorted(sum(t, [])) for t in map(list, (plain, plain))] == [list(range(6))]*2
+    torch.manual_seed(0)
+    drawn = [sum(due, []) for _ in range(600)]
+    assert {len(o) for o in drawn} == {6} and {max(map(o.count, o)) for o in drawn} == {1, 2}
+    count = torch.bincount(torch.tensor(drawn).flatten(), minlength=6)/600
+    assert (count[:5] - .5*(1 + 6/7)).abs().max() < .05 and count[5] > 1.25 # half of the epochs hold seven and leave one out
+
 @pytest.fixture
 def scored(monkeypatch):
     "What is handed to the score: (found, truth) of each time"
