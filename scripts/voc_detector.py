@@ -38,7 +38,8 @@ MACHINE = f'{os.cpu_count()} CPU cores'
 CARD = dict(data='PASCAL VOC 2007 train, 2,500 pictures without difficult objects', body="torchvision's mobilenet_v2, ImageNet weights; early layers as they were",
             license='MIT (weights of the body); the pictures belong to their photographers')
 # `body`: the late layers' rate, a share of the head's; `shared`: one `OutConv` for all grids; `loc`: factor of the box loss;
-# `thresh`: overlap of a positive anchor; `rare`: pictures of classes that fewer than this share of the pictures hold are shown more often; `amp`: 1 trains in bfloat16, quicker on processors that have it and far slower on others; 0 as `Learner` does by itself, on CUDA only
+# `thresh`: overlap of a positive anchor; `rare`: pictures of classes that fewer than this share of the pictures hold are shown more often;
+# `amp`: 1 trains in bfloat16, quicker on processors that have it and far slower on others; 0 as `Learner` does by itself, on CUDA only
 RECIPE = dict(epochs=20, lr=1.2e-3, body=.4, wd=.01, bs=32, k=9, nf=176, shared=1, drop=0., loc=1., thresh=.4, alpha=.25, gamma=2., rare=0., amp=0)
 
 
@@ -239,6 +240,7 @@ def main(argv=None):
     for k, v in RECIPE.items(): p.add_argument(f'--{k}', type=type(v), default=v, help='(default %(default)s)')
     a = p.parse_args(argv)
     if a.what != 'ship' and not (a.data and a.weights): p.error(f'{a.what} needs --data and --weights')
+    if not 0 <= a.rare <= 1: p.error(f'--rare {a.rare:g}: expected a share of the pictures, 0 to 1')
     if a.threads: torch.set_num_threads(a.threads)
     read_rows(a.out) # a broken table ends it now, not after the training
     a.cache.mkdir(parents=True, exist_ok=True)

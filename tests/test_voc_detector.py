@@ -61,6 +61,11 @@ def test_pictures_are_drawn_as_often_as_they_are_due_in_batches_as_many(place, m
     count = torch.bincount(torch.tensor(drawn).flatten(), minlength=6)/600
     assert (count[:5] - .5*(1 + 6/7)).abs().max() < .05 and count[5] > 1.25 # half of the epochs hold seven and leave one out
 
+@pytest.mark.parametrize('share', ['-.1', '1.5', 'nan'])
+def test_a_share_of_rare_pictures_that_is_none_is_refused(place, capsys, share):
+    with pytest.raises(SystemExit): run(place, 'train', f'--rare={share}', '--name', 'none')
+    assert 'expected a share of the pictures, 0 to 1' in capsys.readouterr().err and not (place/'cache'/'none.ckpt').exists()
+
 @pytest.fixture
 def scored(monkeypatch):
     "What is handed to the score: (found, truth) of each time"
