@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SingleObjectDataset', 'single_batch', 'single_dataloaders', 'Body', 'create_body', 'Layer', 'layer_shapes',
            'ask_body', 'run_body', 'accuracy', 'custom_head', 'scaled_sigmoid', 'sigmoid_box', 'single_losses',
-           'SingleLoss', 'cell_boxes', 'CellHead', 'EitherSide', 'Telemetry']
+           'SingleLoss', 'cell_boxes', 'CellHead', 'cell_targets', 'EveryCell', 'CellLoss', 'EitherSide', 'Telemetry']
 
 # %% ../nbs/02_single_obj.ipynb #d18bd374
 import os
@@ -289,6 +289,9 @@ def _conv(nin, nout, kernel): # a convolution that keeps the grid's size
     return nn.Sequential(nn.Conv2d(nin, nout, kernel, padding=kernel//2, bias=False), nn.BatchNorm2d(nout), nn.ReLU(), nn.Dropout2d(.1))
 
 # %% ../nbs/02_single_obj.ipynb #3c7947ce
+def _activations(boxes, scores): # (b, 4, …), the square being 1 wide and high, and (b, c, …), to (b, 4 + c, …)
+    return torch.cat([boxes.clamp(.001, .999).logit(), scores], 1)
+
 class CellHead(nn.Module):
     "Each cell draws a box and names a class; a softmax over the cells says whose answer counts"
     def __init__(self,
@@ -308,8 +311,67 @@ class CellHead(nn.Module):
 
     def forward(self, x): # (b, channels, rows, columns) -> (b, 4 + c), the box as the activations that `sigmoid_box` takes
         share, boxes, scores = self.cells(x)
-        box, score = ((share*o).sum((2, 3)) for o in (boxes, scores))
-        return torch.cat([box.clamp(.001, .999).logit(), score], 1)
+        return _activations(*((share*o).sum((2, 3)) for o in (boxes, scores)))
+
+# %% ../nbs/02_single_obj.ipynb #e15a0002
+def cell_targets(
+    boxes, # (m, 4) x1, y1, x2, y2 in pixels of the square
+    labels, # (m,)
+    size, # Side of the square in pixels
+    n, # Cells a side
+) -> tuple: # (n, n, 4) boxes, (n, n) labels; -1 where a cell lies in no object
+    "The object in whose middle half each cell's center lies, the smallest of several"
+    at = (torch.arange(n) + .5)*size/n
+    middle, sides = (boxes[:, :2] + boxes[:, 2:])/2, boxes[:, 2:] - boxes[:, :2]
+    x, y = ((at - middle[:, i:i + 1]).abs() <= (sides[:, i:i + 1]/4).clamp(min=size/n/2) for i in range(2)) # (m, n) each
+    area = torch.where(y[:, :, None] & x[:, None], sides.prod(1)[:, None, None], torch.inf)
+    area = torch.cat([area, torch.full((1, n, n), 2.*size*size)]) # no object: larger than all
+    which = area.argmin(0)
+    return torch.cat([boxes, boxes.new_zeros(1, 4)])[which], torch.cat([labels, labels.new_full((1,), -1)])[which]
+
+# %% ../nbs/02_single_obj.ipynb #e15a0006
+class EveryCell(nn.Module):
+    "A `CellHead`'s answer, and what each of its cells says, for training by `CellLoss`"
+    def __init__(self,
+        head, # A `CellHead`
+    ):
+        super().__init__()
+        self.head = head
+
+    def forward(self, x): # (b, channels, rows, columns) -> (b, 4 + c); (b, 4 + c, rows, columns)
+        share, boxes, scores = self.head.cells(x)
+        return _activations(*((share*o).sum((2, 3)) for o in (boxes, scores))), _activations(boxes, scores)
+
+# %% ../nbs/02_single_obj.ipynb #e15a0007
+class CellLoss(SingleLoss):
+    "`SingleLoss` of the picture's answer, plus `every` times that of the cells that lie in objects, for an `EveryCell`"
+    def __init__(self,
+        size, # Side of the square in pixels
+        factor=1., # Weight of the cross-entropy
+        smooth=0., # Share of each label that is spread over all classes
+        every=1., # Weight of the cells
+    ):
+        super().__init__(size, factor, smooth)
+        self.every = every
+
+    def each(self, # -> two (b,): error in pixels, cross-entropy in nats
+        preds, # (b, 4 + c), and the cells' (b, 4 + c, rows, columns)
+        y, # Boxes (b, 4) and labels (b,); the cells' boxes (b, rows, columns, 4) and labels (b, rows, columns), -1 in no object
+    ):
+        "Both parts for each picture's answer"
+        return super().each(preds[0], y)
+
+    def __call__(self, preds, y): # -> scalar
+        there = y[3] >= 0
+        l1, ce = super().each(preds[1].movedim(1, -1)[there], (y[2][there], y[3][there]))
+        return super().__call__(preds, y) + self.every*(l1 + self.factor*ce).sum()/there.sum().clamp(min=1)
+
+    def accuracy(self, # -> 0 to 1
+        preds, # As for `each`
+        y, # As for `each`
+    ):
+        "Share of right classes of the pictures' answers"
+        return super().accuracy(preds[0], y)
 
 # %% ../nbs/02_single_obj.ipynb #a61757ef
 class EitherSide(Dataset):

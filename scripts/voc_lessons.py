@@ -22,12 +22,12 @@ from objdet.learner import read_weights, set_seed, write_whole
 from objdet.multilabel import CellNames, f1_score, multi_accuracy
 from objdet.pascal_data import DetectionDataset, load_annotations
 from objdet.show import normalize
-from objdet.single_obj import CellHead, SingleLoss, accuracy, create_body
+from objdet.single_obj import CellHead, CellLoss, EveryCell, accuracy, cell_targets, create_body
 from notebooks import write
 
 SIZE, EARLY, HELD = 224, 7, 4 # layers before EARLY are asked once; the next HELD stay as they are, too
-# `body`: the late layers' rate, a share of the head's; `ema`: how slowly the mean of the weights, which is scored, follows them
-RECIPE = dict(joint=dict(epochs=8, lr=2e-3, body=.06, ema=.99), multi=dict(epochs=4, lr=2e-3, body=.06, ema=.9))
+# `body`: the late layers' rate, a share of the head's; `ema`: how slowly the mean of the weights, which is scored, follows them; `every`: weight of the cells in objects
+RECIPE = dict(joint=dict(epochs=16, lr=2e-3, body=.06, ema=.99, every=2.), multi=dict(epochs=4, lr=2e-3, body=.06, ema=.9, every=1.))
 
 
 def mirror(boxes): # (n, 4) in pixels of the square, to those of its mirror image
@@ -113,47 +113,63 @@ class Kept:
         self.joint, self.c = joint, len(self.truth['classes'])
 
     def target(self, view, i):
-        "Box and label of the largest object, or a row of ones and zeros; `None` where no object is left. Below 30% in view, an object is gone"
+        "Box and label of the largest object, or a row of ones and zeros; then of what the 7x7 cells lie in. `None` where no largest object is left. Below 30% in view, an object is gone"
         boxes, label = self.views[view]['boxes'][i], self.truth['labels'][i]
         there = ~self.truth['difficult'][i] & (self.views[view]['seen'][i] > .3)
-        if not self.joint: return torch.zeros(self.c).index_fill_(0, label[there], 1.)
+        cells = cell_targets(boxes[there], label[there], SIZE, 7)
+        if not self.joint: return torch.zeros(self.c).index_fill_(0, label[there], 1.), cells[1]
         if not there.any(): return None
         k = torch.where(there, (boxes[:, 2:] - boxes[:, :2]).prod(1), -1.).argmax()
-        return boxes[k], label[k]
+        return boxes[k], label[k], *cells
 
     def batch(self, pairs):
         "Activations and targets of pairs (view, picture); view 0 where the object is not in the view"
         pairs = [(v, i) if self.target(v, i) is not None else (0, i) for v, i in pairs]
         x = torch.stack([self.views[v]['feats'][i] for v, i in pairs]).float().contiguous(memory_format=torch.channels_last)
         y = [self.target(v, i) for v, i in pairs]
-        return x, tuple(torch.stack(o) for o in zip(*y)) if self.joint else torch.stack(y)
+        return x, tuple(torch.stack(o) for o in zip(*y))
 
 
-class JointLoss(SingleLoss):
-    "Lesson 02's loss with smoothed labels, and the cell over the object's center is to be heard"
+class JointLoss(CellLoss):
+    "Lesson 02's loss of the picture's answer and of all cells in objects, and the cell over the largest object's center is to be heard"
     def __call__(self, preds, y, shares):
         n = shares.shape[-1]
         cell = ((y[0][:, :2] + y[0][:, 2:])/2*n/self.size).long().clamp(0, n - 1)
         look = -shares.flatten(1).gather(1, (cell[:, 1]*n + cell[:, 0])[:, None]).clamp(min=1e-9).log().mean()
-        return self.l1(preds, y) + self.factor*F.cross_entropy(preds[:, 4:], y[1], label_smoothing=.1) + 5*look
+        return super().__call__(preds, y) + 5*look
 
 
-def score(model, kept, ids):
+def names_loss(preds, y, said, every):
+    "Lesson 03's loss of the picture's names, and of the name that each cell in an object gives; `said` is (b, c, rows, columns)"
+    there = y[1] >= 0
+    picture, own = F.binary_cross_entropy_with_logits(preds, y[0]), said.movedim(1, -1)[there]
+    if not len(own): return picture
+    return picture + every*F.binary_cross_entropy_with_logits(own, F.one_hot(y[1][there], own.shape[1]).float())
+
+
+def ask(model, x, amp):
+    "The model's answers as full numbers"
+    with torch.autocast('cpu', torch.bfloat16, enabled=amp): out = model(x)
+    return tuple(o.float() for o in out) if isinstance(out, tuple) else out.float()
+
+
+def score(model, kept, ids, amp):
     "Figures of the held-out pictures as they are, and (`_both`) of the mean of two answers, the other to the mirror image"
     model.eval()
     there, back, truth = [], [], []
     with torch.no_grad():
         for k in range(0, len(ids), 100):
             x, y = kept.batch([(0, i) for i in ids[k:k + 100]])
-            there.append(model(x)); truth.append(y)
-            back.append(model(kept.mirror['feats'][ids[k:k + 100]].float().contiguous(memory_format=torch.channels_last)))
-    there, back = torch.cat(there), torch.cat(back)
+            mirrored = kept.mirror['feats'][ids[k:k + 100]].float().contiguous(memory_format=torch.channels_last)
+            for o, outs in ((x, there), (mirrored, back)): outs.append(ask(model, o, amp))
+            truth.append(y)
+    there, back = (torch.cat([o[0] if kept.joint else o for o in outs]) for outs in (there, back)) # the picture's answer
     if not kept.joint:
-        y, p = torch.cat(truth), there.sigmoid()
+        y, p = torch.cat([o[0] for o in truth]), there.sigmoid()
         rows = {'': p, '_both': (p + back.sigmoid())/2}
         return {k + name: v for name, p in rows.items() for k, v in dict(accuracy=multi_accuracy(p, y).item(), macro_f1=f1_score(p, y).item(),
                                                                          micro_f1=f1_score(p, y, average='micro').item()).items()}
-    boxes, labels = (torch.cat(o) for o in zip(*truth))
+    boxes, labels = (torch.cat(o) for o in list(zip(*truth))[:2])
     box, mirrored = there[:, :4].sigmoid()*SIZE, mirror(back[:, :4].sigmoid()*SIZE)
     both = there[:, 4:].softmax(1) + back[:, 4:].softmax(1)
     return dict(accuracy=accuracy(there[:, 4:], labels).item(), l1=(box - boxes).abs().mean().item(),
@@ -175,20 +191,20 @@ def train(a):
     late, c = body.layers[EARLY:].requires_grad_(True), kept.c
     late[:HELD].requires_grad_(False)
     head = CellHead(body.channels, c, width=256) if joint else CellNames(body.channels, c, width=256)
-    model = nn.Sequential(late, head).to(memory_format=torch.channels_last)
+    model = nn.Sequential(late, EveryCell(head) if joint else head).to(memory_format=torch.channels_last)
     steps = r['epochs']*(len(trn)//32)
     opt = torch.optim.AdamW([dict(params=[p for p in late.parameters() if p.requires_grad]), dict(params=head.parameters())], weight_decay=.05)
     sched = torch.optim.lr_scheduler.OneCycleLR(opt, [r['lr']*r['body'], r['lr']], steps, pct_start=.2)
     mean = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(r['ema']), use_buffers=True)
-    gen, loss_func, done, start, spent = torch.Generator().manual_seed(a.seed), JointLoss(SIZE, 10.), 0, time.time(), 0.
-    parts, state, asked = dict(model=model, mean=mean, opt=opt, sched=sched), a.cache/f'{name}.pt', dict(r, views=a.views)
+    gen, loss_func, done, start, spent = torch.Generator().manual_seed(a.seed), JointLoss(SIZE, 10., .1, r['every']), 0, time.time(), 0.
+    parts, state, asked = dict(model=model, mean=mean, opt=opt, sched=sched), a.cache/f'{name}.pt', dict(r, views=a.views, amp=a.amp)
     if state.exists():
         d = read_weights(state)
         if d.get('recipe', asked) != asked: raise SystemExit(f"{state}: begun with {d['recipe']}, asked for is {asked}; remove it to start again")
         for k, o in parts.items(): o.load_state_dict(d[k])
         gen.set_state(d['gen']); torch.set_rng_state(d['rng']); done, spent = d['done'], d['spent']
-    shares = []
-    if joint: head.layers.register_forward_hook(lambda m, i, out: shares.append(out[:, :1].flatten(1).softmax(1).view_as(out[:, :1])))
+    said = [] # by the cells
+    head.layers.register_forward_hook(lambda m, x, out: said.append(out))
     for e in range(done, r['epochs']):
         model.train(); late.eval() # the body's batch norm keeps its statistics
         order = torch.tensor(trn)[torch.randperm(len(trn), generator=gen)]
@@ -196,17 +212,18 @@ def train(a):
         bar, total = tqdm(range(0, len(trn) - 31, 32), desc=f'{name} {e + 1}/{r["epochs"]}', leave=False), 0.
         for j in bar:
             x, y = kept.batch(list(zip(views[j:j + 32].tolist(), order[j:j + 32].tolist())))
-            shares.clear()
-            preds = model(x)
-            loss = loss_func(preds, y, shares[0]) if joint else F.binary_cross_entropy_with_logits(preds, y)
+            said.clear()
+            preds = ask(model, x, a.amp)
+            heard = said[0].float()
+            loss = loss_func(preds, y, heard[:, :1].flatten(1).softmax(1).view_as(heard[:, :1])) if joint else names_loss(preds, y, heard, r['every'])
             loss.backward()
             opt.step(); opt.zero_grad(); sched.step(); mean.update_parameters(model)
             total += loss.item()
         write_whole({k: o.state_dict() for k, o in parts.items()} |
                     dict(recipe=asked, gen=gen.get_state(), rng=torch.get_rng_state(), done=e + 1, spent=spent + time.time() - start), state)
-        print(f'{name} epoch {e + 1}: loss {total/len(bar):.3f}', *[f'{k} {v:.4f}' for k, v in score(mean, kept, val).items()], flush=True)
-    row = dict(task=a.task, seed=a.seed, train=len(trn), held_out=len(val), **r, threads=a.threads,
-               seconds=round(spent + time.time() - start), **score(mean, kept, val))
+        print(f'{name} epoch {e + 1}: loss {total/len(bar):.3f}', *[f'{k} {v:.4f}' for k, v in score(mean, kept, val, a.amp).items()], flush=True)
+    row = dict(task=a.task, seed=a.seed, train=len(trn), held_out=len(val), **r, amp=a.amp, threads=a.threads,
+               seconds=round(spent + time.time() - start), **score(mean, kept, val, a.amp))
     write(a.cache/f'{name}.json', json.dumps(row))
     print(json.dumps(row))
 
@@ -236,6 +253,7 @@ def main(args=None):
         if f is prepare: q.add_argument('--data', required=True, help='a VOC devkit')
         if f is not train: continue
         q.add_argument('task', choices=list(RECIPE)); q.add_argument('--seed', type=int, default=0); q.add_argument('--choose', action='store_true')
+        q.add_argument('--amp', action='store_true', help='in bfloat16: quicker on processors that have it, far slower on others')
         q.add_argument('--epochs', type=int, help='instead of those of the recipe')
     a = p.parse_args(args)
     if hasattr(a, 'threads'): torch.set_num_threads(a.threads)

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, StackDataset, Subset
 from objdet.learner import Learner
 from objdet.pascal_data import Annotations, DataLoaders, DetectionDataset, Record, squash
 from objdet.sample import SymbolBody
-from objdet.single_obj import (Body, CellHead, Layer, SingleLoss, SingleObjectDataset, Telemetry, accuracy, cell_boxes, create_body, custom_head,
+from objdet.single_obj import (Body, CellHead, CellLoss, EveryCell, Layer, SingleLoss, SingleObjectDataset, Telemetry, accuracy, cell_boxes, cell_targets, create_body, custom_head,
                                layer_shapes, run_body, scaled_sigmoid, sigmoid_box, single_batch, single_dataloaders)
 
 real_weights = Path(__file__).parents[2]/'shared/weights/mobilenet_v2_features.pth'
@@ -424,6 +424,56 @@ def test_a_box_far_outside_gives_a_finite_loss_and_gradient():
     loss = SingleLoss(100)(head(torch.randn(3, 2, 4, 4)), (torch.tensor([[1., 2, 30, 40]]*3), torch.tensor([0, 1, 0])))
     loss.backward()
     assert loss.isfinite() and all(p.grad.isfinite().all() for p in head.parameters())
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(*[st.integers(0, 60)]*2, *[st.integers(1, 60)]*2), max_size=5), st.integers(1, 8))
+def test_each_cell_has_the_smallest_object_whose_middle_half_holds_its_center(corners, n):
+    "Rows and columns mixed up, the larger object on top, objects smaller than a cell lost, or an empty picture: any of them gives another map"
+    size = 64
+    boxes = torch.tensor([[x, y, min(x + w, size), min(y + h, size)] for x, y, w, h in corners], dtype=torch.float32).view(-1, 4)
+    found, names = cell_targets(boxes, torch.arange(len(boxes)), size, n)
+    assert found.shape == (n, n, 4) and names.shape == (n, n) and names.dtype == torch.int64
+    cell = size/n
+    for i in range(n):
+        for j in range(n):
+            inside = {}
+            for k, (x1, y1, x2, y2) in enumerate(boxes.tolist()):
+                near = [abs((at + .5)*cell - (a + b)/2) - max((b - a)/4, cell/2) for at, a, b in ((j, x1, x2), (i, y1, y2))]
+                if abs(max(near)) < 1e-3: break # on the very border: rounding decides
+                if max(near) < 0: inside[k] = (x2 - x1)*(y2 - y1)
+            else:
+                k = min(inside, key=inside.get) if inside else -1
+                same_size = [o for o in inside if inside[o] == inside.get(k)]
+                assert names[i, j] in (same_size or [-1])
+                if inside: assert torch.equal(found[i, j], boxes[names[i, j]])
+
+def test_every_cell_wraps_the_head_and_leaves_its_answer():
+    head, x = CellHead(4, 3, width=8).eval(), torch.randn(2, 4, 3, 5)
+    with torch.no_grad(): (answer, cells), (_, boxes, scores) = EveryCell(head)(x), head.cells(x)
+    assert torch.equal(answer, head(x)) and cells.shape == (2, 7, 3, 5)
+    assert torch.equal(cells[:, 4:], scores)
+    assert torch.allclose(sigmoid_box(cells[:, :4], 1), boxes.clamp(.001, .999), atol=1e-4)
+    assert {id(p) for p in EveryCell(head).parameters()} == {id(p) for p in head.parameters()}
+
+def test_the_cells_loss_is_the_pictures_loss_of_the_cells_in_objects():
+    "Cells in no object that cost something, or a mean over all cells or over pictures, give another number"
+    torch.manual_seed(0)
+    preds = torch.randn(3, 6), torch.randn(3, 6, 2, 4)
+    names = torch.tensor([[[0, -1, 1, -1]]*2, [[-1]*4]*2, [[-1, -1, -1, 0], [-1]*4]])
+    y = torch.rand(3, 4)*50, torch.tensor([0, 1, 1]), torch.rand(3, 2, 4, 4)*50, names
+    loss, plain = CellLoss(50, 7., .1, every=3.), SingleLoss(50, 7., .1)
+    at = [(b, i, j) for b in range(3) for i in range(2) for j in range(4) if names[b, i, j] >= 0]
+    cells = [plain(preds[1][b, :, i, j][None], (y[2][b, i, j][None], names[b, i, j][None])) for b, i, j in at]
+    assert loss(preds, y).item() == pytest.approx((plain(preds[0], y) + 3*sum(cells)/len(at)).item(), rel=1e-5)
+    assert loss.l1(preds, y) == plain.l1(preds[0], y) and loss.accuracy(preds, y) == plain.accuracy(preds[0], y)
+
+def test_no_cell_in_an_object_gives_the_pictures_loss_and_no_nan():
+    "A mean over nothing"
+    preds = torch.randn(2, 6, requires_grad=True), torch.randn(2, 6, 3, 3, requires_grad=True)
+    y = torch.rand(2, 4)*50, torch.tensor([0, 1]), torch.zeros(2, 3, 3, 4), torch.full((2, 3, 3), -1)
+    loss = CellLoss(50, 7.)(preds, y)
+    loss.backward()
+    assert loss == SingleLoss(50, 7.)(preds[0], y) and not preds[1].grad.any()
 
 def test_telemetry_before_any_step():
     seen = Telemetry([nn.ReLU()])

@@ -54,22 +54,34 @@ def cache(tmp_path):
 
 def test_targets_leave_out_what_is_difficult_or_cut_away(cache):
     joint, multi = vl.Kept(cache, 2, True), vl.Kept(cache, 2, False)
-    box, label = joint.target(0, 0)
+    box, label, boxes, names = joint.target(0, 0)
     assert box.tolist() == [10, 10, 50, 50] and label == 1
+    assert boxes[0, 0].tolist() == [10, 10, 50, 50] and names[0, 0] == 1 and (names >= 0).sum() == 1 # the difficult one teaches no cell
     assert joint.target(1, 1) is None and joint.target(0, 1) is not None
-    assert [multi.target(v, i).tolist() for v, i in ((0, 0), (0, 1), (1, 1))] == [[0, 1, 0], [1, 0, 0], [0, 0, 0]]
+    assert [multi.target(v, i)[0].tolist() for v, i in ((0, 0), (0, 1), (1, 1))] == [[0, 1, 0], [1, 0, 0], [0, 0, 0]]
 
 def test_a_view_without_the_object_gives_way_to_the_whole_picture(cache):
-    x, (boxes, labels) = vl.Kept(cache, 2, True).batch([(1, 0), (1, 1)])
+    x, (boxes, labels, *_) = vl.Kept(cache, 2, True).batch([(1, 0), (1, 1)])
     assert x[:, 0, 0, 0].tolist() == [1, 0] and labels.tolist() == [1, 0]
 
 def test_the_loss_asks_the_cell_over_the_center_to_be_heard():
-    loss, y = vl.JointLoss(70, 1.), (torch.tensor([[0., 30, 40, 50]]), torch.tensor([0])) # center 20, 40: column 2, row 4 of 7
-    preds, shares = torch.zeros(1, 6), torch.full((1, 1, 7, 7), .25/48)
+    none = torch.zeros(1, 7, 7, 4), torch.full((1, 7, 7), -1)
+    loss, y = vl.JointLoss(70, 1.), (torch.tensor([[0., 30, 40, 50]]), torch.tensor([0]), *none) # center 20, 40: column 2, row 4 of 7
+    preds, shares = (torch.zeros(1, 6), torch.zeros(1, 6, 7, 7)), torch.full((1, 1, 7, 7), .25/48)
     here, there = shares.clone(), shares.clone()
     here[0, 0, 4, 2], there[0, 0, 2, 4] = .75, .75
     gap = loss(preds, y, there) - loss(preds, y, here)
     assert torch.allclose(gap, 5*torch.tensor(.75/(.25/48)).log(), atol=1e-4)
+
+def test_the_names_loss_asks_the_cells_in_objects_for_their_own_name():
+    "Cells in no object that cost something, or none in the batch giving nan"
+    torch.manual_seed(0)
+    preds, said, row = torch.randn(2, 3), torch.randn(2, 3, 2, 2), torch.tensor([[1., 0, 1], [0, 0, 0]])
+    names = torch.tensor([[[2, -1], [0, -1]], [[-1, -1], [-1, -1]]])
+    bce = torch.nn.functional.binary_cross_entropy_with_logits
+    by_hand = (bce(said[0, :, 0, 0], torch.tensor([0., 0, 1])) + bce(said[0, :, 1, 0], torch.tensor([1., 0, 0])))/2
+    assert torch.allclose(vl.names_loss(preds, (row, names), said, 3.), bce(preds, row) + 3*by_hand)
+    assert vl.names_loss(preds, (row, names*0 - 1), said, 3.) == bce(preds, row)
 
 def test_the_answer_to_the_mirror_image_is_mirrored_back(cache):
     "Boxes averaged without turning one back would all be symmetric"
@@ -77,8 +89,8 @@ def test_the_answer_to_the_mirror_image_is_mirrored_back(cache):
         def forward(self, x):
             box = torch.tensor([[10., 10, 50, 50]]).repeat(len(x), 1)
             box = torch.where(x[:, :1, 0, 0] < 0, torch.stack([224 - box[:, 2], box[:, 1], 224 - box[:, 0], box[:, 3]], 1), box)
-            return torch.cat([(box/224).logit(), torch.tensor([[0., 9, 0]]).repeat(len(x), 1)], 1)
-    row = vl.score(Left(), vl.Kept(cache, 2, True), [0])
+            return torch.cat([(box/224).logit(), torch.tensor([[0., 9, 0]]).repeat(len(x), 1)], 1), x
+    row = vl.score(Left(), vl.Kept(cache, 2, True), [0], False)
     assert row['l1'] < 1e-3 and row['l1_both'] < 1e-3 and row['accuracy'] == row['accuracy_both'] == 1
 
 def test_report_by_hand(tmp_path, capsys):
