@@ -7,7 +7,8 @@
 
 The lecture's protocol: the train split, a fifth of it held out by the seed, squares of 224 pixels, the largest object that is not difficult;
 the body is `mobilenet_v2`, and FILE its weights. The early layers stay frozen, so every view of a picture goes through them once, for all
-trainings; the late ones learn. `--choose` trains and scores among pictures that seeds 0 to 2 all train on: settings are chosen there.
+trainings; the late ones learn, from the picture's own answer and from every cell in an object (`--every 0`: from the picture's answer alone).
+`--choose` trains and scores among pictures that seeds 0 to 2 all train on: settings are chosen there.
 Everything can be interrupted: a view that is finished is kept, and a training goes on after its last finished epoch.
 """
 import argparse, hashlib, json, time
@@ -27,7 +28,7 @@ from notebooks import write
 
 SIZE, EARLY, HELD = 224, 7, 4 # layers before EARLY are asked once; the next HELD stay as they are, too
 # `body`: the late layers' rate, a share of the head's; `ema`: how slowly the mean of the weights, which is scored, follows them; `every`: weight of the cells in objects
-RECIPE = dict(joint=dict(epochs=16, lr=2e-3, body=.06, ema=.99, every=2.), multi=dict(epochs=4, lr=2e-3, body=.06, ema=.9, every=1.))
+RECIPE = dict(joint=dict(epochs=16, lr=2e-3, body=.06, ema=.99, every=2.), multi=dict(epochs=6, lr=2e-3, body=.06, ema=.97, every=2.))
 
 
 def mirror(boxes): # (n, 4) in pixels of the square, to those of its mirror image
@@ -180,7 +181,9 @@ def train(a):
     "One training; its row goes into a file of its own"
     joint, r = a.task == 'joint', dict(RECIPE[a.task])
     if a.epochs: r['epochs'] = a.epochs
-    name = f'{a.task}_{"choose" if a.choose else "seed"}{a.seed}'
+    if a.every is not None: r['every'] = a.every
+    task = a.task if r['every'] else f'{a.task}_alone' # only the picture's own answer is taught
+    name = f'{task}_{"choose" if a.choose else "seed"}{a.seed}'
     kept = Kept(a.cache, a.views, joint)
     n = len(kept.truth['labels'])
     trn, val = ([i for i in part if kept.target(0, i) is not None] for part in (split_inside(n) if a.choose else split(n, a.seed)))
@@ -222,7 +225,7 @@ def train(a):
         write_whole({k: o.state_dict() for k, o in parts.items()} |
                     dict(recipe=asked, gen=gen.get_state(), rng=torch.get_rng_state(), done=e + 1, spent=spent + time.time() - start), state)
         print(f'{name} epoch {e + 1}: loss {total/len(bar):.3f}', *[f'{k} {v:.4f}' for k, v in score(mean, kept, val, a.amp).items()], flush=True)
-    row = dict(task=a.task, seed=a.seed, train=len(trn), held_out=len(val), **r, amp=a.amp, threads=a.threads,
+    row = dict(task=task, seed=a.seed, train=len(trn), held_out=len(val), **r, amp=a.amp, threads=a.threads,
                seconds=round(spent + time.time() - start), **score(mean, kept, val, a.amp))
     write(a.cache/f'{name}.json', json.dumps(row))
     print(json.dumps(row))
@@ -233,12 +236,12 @@ def report(a):
     found = [json.loads(f.read_text()) for f in sorted(a.cache.glob('*_seed*.json'))]
     if not found: raise SystemExit(f'{a.cache}: no result')
     if a.out: write(a.out, json.dumps(found, indent=1) + '\n')
-    for task, names in dict(joint=('accuracy', 'l1', 'accuracy_both', 'l1_both'),
-                             multi=('accuracy', 'macro_f1', 'micro_f1', 'accuracy_both', 'macro_f1_both')).items():
+    names = dict(joint=('accuracy', 'l1', 'accuracy_both', 'l1_both'), multi=('accuracy', 'macro_f1', 'micro_f1', 'accuracy_both', 'macro_f1_both'))
+    for task in sorted({r['task'] for r in found}):
         rows = [r for r in found if r['task'] == task]
-        for k in names if rows else ():
+        for k in names[task.removesuffix('_alone')]:
             v = np.array([r[k] for r in rows])
-            print(f'{task:5} {k:13} {v.mean():.4f} ± {f"{v.std(ddof=1):.4f}" if len(v) > 1 else "-"}  seeds {[r["seed"] for r in rows]}: {", ".join(f"{o:.4f}" for o in v)}')
+            print(f'{task:11} {k:13} {v.mean():.4f} ± {f"{v.std(ddof=1):.4f}" if len(v) > 1 else "-"}  seeds {[r["seed"] for r in rows]}: {", ".join(f"{o:.4f}" for o in v)}')
 
 
 def main(args=None):
@@ -254,7 +257,7 @@ def main(args=None):
         if f is not train: continue
         q.add_argument('task', choices=list(RECIPE)); q.add_argument('--seed', type=int, default=0); q.add_argument('--choose', action='store_true')
         q.add_argument('--amp', action='store_true', help='in bfloat16: quicker on processors that have it, far slower on others')
-        q.add_argument('--epochs', type=int, help='instead of those of the recipe')
+        q.add_argument('--epochs', type=int, help='instead of those of the recipe'); q.add_argument('--every', type=float, help='weight of the cells in objects; 0: only the picture\'s own answer is taught')
     a = p.parse_args(args)
     if hasattr(a, 'threads'): torch.set_num_threads(a.threads)
     a.run(a)
