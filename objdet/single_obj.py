@@ -325,7 +325,7 @@ def cell_targets(
     middle, sides = (boxes[:, :2] + boxes[:, 2:])/2, boxes[:, 2:] - boxes[:, :2]
     x, y = ((at - middle[:, i:i + 1]).abs() <= (sides[:, i:i + 1]/4).clamp(min=size/n/2) for i in range(2)) # (m, n) each
     area = torch.where(y[:, :, None] & x[:, None], sides.prod(1)[:, None, None], torch.inf)
-    area = torch.cat([area, torch.full((1, n, n), 2.*size*size)]) # no object: larger than all
+    area = torch.cat([area, torch.full((1, n, n), 2.*size*size)]) # "no object": larger than any box, smaller than inf
     which = area.argmin(0)
     return torch.cat([boxes, boxes.new_zeros(1, 4)])[which], torch.cat([labels, labels.new_full((1,), -1)])[which]
 
@@ -344,7 +344,7 @@ class EveryCell(nn.Module):
 
 # %% ../nbs/02_single_obj.ipynb #e15a0007
 class CellLoss(SingleLoss):
-    "`SingleLoss` of the picture's answer, plus `every` times that of the cells that lie in objects, for an `EveryCell`"
+    "`SingleLoss` of the picture's answer, plus `every` times its mean over the cells that lie in objects, for an `EveryCell`"
     def __init__(self,
         size, # Side of the square in pixels
         factor=1., # Weight of the cross-entropy
