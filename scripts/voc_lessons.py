@@ -27,7 +27,8 @@ from objdet.single_obj import CellHead, CellLoss, EveryCell, accuracy, cell_targ
 from notebooks import write
 
 SIZE, EARLY, HELD = 224, 7, 4 # layers before EARLY are asked once; the next HELD stay as they are, too
-# `body`: the late layers' rate, a share of the head's; `ema`: how slowly the mean of the weights, which is scored, follows them; `every`: weight of the cells in objects
+# `body`: the late layers' rate, a share of the head's; `ema`: how slowly the mean of the weights, which is scored, follows them;
+# `every`: weight of the cells in objects
 RECIPE = dict(joint=dict(epochs=16, lr=2e-3, body=.06, ema=.99, every=2.), multi=dict(epochs=6, lr=2e-3, body=.06, ema=.97, every=2.))
 
 
@@ -180,8 +181,7 @@ def score(model, kept, ids, amp):
 def train(a):
     "One training; its row goes into a file of its own"
     joint, r = a.task == 'joint', dict(RECIPE[a.task])
-    if a.epochs: r['epochs'] = a.epochs
-    if a.every is not None: r['every'] = a.every
+    r |= {k: v for k in ('epochs', 'ema', 'every') if (v := getattr(a, k)) is not None}
     task = a.task if r['every'] else f'{a.task}_alone' # only the picture's own answer is taught
     name = f'{task}_{"choose" if a.choose else "seed"}{a.seed}'
     kept = Kept(a.cache, a.views, joint)
@@ -257,8 +257,13 @@ def main(args=None):
         if f is not train: continue
         q.add_argument('task', choices=list(RECIPE)); q.add_argument('--seed', type=int, default=0); q.add_argument('--choose', action='store_true')
         q.add_argument('--amp', action='store_true', help='in bfloat16: quicker on processors that have it, far slower on others')
-        q.add_argument('--epochs', type=int, help='instead of those of the recipe'); q.add_argument('--every', type=float, help='weight of the cells in objects; 0: only the picture\'s own answer is taught')
+        q.add_argument('--epochs', type=int, help='instead of those of the recipe')
+        q.add_argument('--ema', type=float, help="how slowly the mean of the weights follows, instead of the recipe's")
+        q.add_argument('--every', type=float, help="weight of the cells in objects, instead of the recipe's; 0: only the picture's own answer is taught")
     a = p.parse_args(args)
+    for k, low, high in ('epochs', 1, float('inf')), ('ema', 0, 1), ('every', 0, float('inf')):
+        v = getattr(a, k, None)
+        if v is not None and not low <= v <= high: p.error(f'--{k} {v:g}: expected {low} {"or more" if high > 1 else "to 1"}')
     if hasattr(a, 'threads'): torch.set_num_threads(a.threads)
     a.run(a)
 

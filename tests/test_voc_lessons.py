@@ -93,6 +93,20 @@ def test_the_answer_to_the_mirror_image_is_mirrored_back(cache):
     row = vl.score(Left(), vl.Kept(cache, 2, True), [0], False)
     assert row['l1'] < 1e-3 and row['l1_both'] < 1e-3 and row['accuracy'] == row['accuracy_both'] == 1
 
+@pytest.mark.parametrize('option', ['--every=-1', '--every=nan', '--ema=1.5', '--epochs=0'])
+def test_a_setting_that_makes_no_sense_is_refused_before_anything_is_read(tmp_path, capsys, option):
+    with pytest.raises(SystemExit): vl.main(['train', 'joint', '--weights', 'no.pth', '--cache', str(tmp_path/'no'), option])
+    assert option.replace('=', ' ') in capsys.readouterr().err
+
+def test_a_training_without_the_cells_has_a_name_of_its_own(weights, capsys):
+    "It would go on from the state of the one with them, or overwrite its row"
+    args = ['train', 'multi', '--epochs', '1', '--ema', '.9', '--views', '1', '--weights', str(weights/'w.pth'), '--cache', str(weights), '--threads', '1']
+    for extra in [], ['--every', '0']: vl.main(args + extra)
+    rows = [json.loads((weights/f'{k}_seed0.json').read_text()) for k in ('multi', 'multi_alone')]
+    assert [(r['task'], r['every'], r['ema']) for r in rows] == [('multi', 2., .9), ('multi_alone', 0., .9)]
+    assert rows[0]['accuracy'] != rows[1]['accuracy'] or rows[0]['macro_f1'] != rows[1]['macro_f1'] or \
+        not all(torch.equal(*v) for v in zip(*(torch.load(weights/f'{k}_seed0.pt', weights_only=True)['model'].values() for k in ('multi', 'multi_alone'))))
+
 def test_report_by_hand(tmp_path, capsys):
     for seed, acc in enumerate((.7, .8, .9)): (tmp_path/f'joint_seed{seed}.json').write_text(json.dumps(dict(task='joint', seed=seed, accuracy=acc, l1=18., accuracy_both=.5, l1_both=17.)))
     (tmp_path/'joint_choose9.json').write_text(json.dumps(dict(task='joint', seed=9, accuracy=0, l1=0)))
