@@ -77,8 +77,8 @@ def jaccard(
     "Intersection over union of each box of `a` with each of `b`; 0 where neither has an area"
     ax1, ay1, ax2, ay2 = a.mT.contiguous().unsqueeze(-1).unbind(-3)
     bx1, by1, bx2, by2 = b.mT.contiguous().unsqueeze(-2).unbind(-3)
-    w = (torch.minimum(ax2, bx2) - torch.maximum(ax1, bx1)).clamp(min=0)
-    h = (torch.minimum(ay2, by2) - torch.maximum(ay1, by1)).clamp(min=0)
+    w = (torch.minimum(ax2, bx2) - torch.maximum(ax1, bx1)).clamp_(min=0)
+    h = (torch.minimum(ay2, by2) - torch.maximum(ay1, by1)).clamp_(min=0)
     inter = w*h
     either = (ax2 - ax1)*(ay2 - ay1) + (bx2 - bx1)*(by2 - by1) - inter
     return inter/either.clamp(min=1e-7) # small, but not 0 in half precision

@@ -154,20 +154,19 @@ class _Total(torch.autograd.Function):
     def forward(ctx, pred, targ, loss): # (n, c+1) activations and (n,) labels -> scalar
         pos = (targ < loss.n_classes).nonzero()[:, 0]
         label = targ[pos]
-        ctx.loss = loss
-        ctx.save_for_backward(pred, pos, label)
+        ctx.loss, real = loss, pred.new_ones(pred.shape[1])
+        real[-1] = 0 # background does not count
+        ctx.save_for_backward(pred, pos, label, real)
         own = pred[:, :-1][pos].gather(1, label[:, None])[:, 0] # refuses labels of other classes
         total = (loss.price(own, 1) - loss.price(own, 0)).sum()
-        for a in pred.split(8192): total += loss.price(a, 0).sum(0)[:-1].sum() # by class, without background
+        for a in pred.split(8192): total += (loss.price(a, 0)*real).sum()
         return total
 
     @staticmethod
     def backward(ctx, scale): # d loss/d total -> d loss/d pred (n, c+1)
-        pred, pos, label = ctx.saved_tensors
-        grad = torch.empty_like(pred)
-        for a, g in zip(pred.split(8192), grad.split(8192)):
-            torch.mul(ctx.loss.slope(a, 0), scale, out=g)
-            g[:, -1] = 0
+        pred, pos, label, real = ctx.saved_tensors
+        grad, real = torch.empty_like(pred), real*scale
+        for a, g in zip(pred.split(8192), grad.split(8192)): torch.mul(ctx.loss.slope(a, 0), real, out=g)
         grad[pos, label] = ctx.loss.slope(pred[pos, label], 1)*scale
         return grad, None, None
 
