@@ -3,7 +3,10 @@
 One batch, one picture of 40 objects and the rest with one to a few, three on average as in PASCAL VOC; 189 anchors and
 SSD300's 8,732. Each figure is the median of forward and backward, in turn with its one rival, so that a busy machine slows both.
 Prints the ratios, the peak memory above the inputs (a fresh process: its largest resident size less that before the step)
-and what the loss adds to a training step. Fails where the loop and the batch disagree."""
+and what the loss adds to a training step. Fails where the loop and the batch disagree.
+
+On Linux the C library may give back what a step has freed and ask for it anew in the next, page by page, which costs a fifth of a step with 8,732
+anchors in some runs and nothing in others. With MALLOC_TRIM_THRESHOLD_=8589934592 MALLOC_MMAP_THRESHOLD_=8589934592 before the command it keeps it."""
 import argparse, resource, subprocess, sys, time
 import numpy as np, torch
 from torch import nn
